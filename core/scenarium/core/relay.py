@@ -1,0 +1,38 @@
+"""One small pluggy manager per scenario: defaults, extensions, and that one plugin.
+
+So a plugin implements what differs and never sees another scenario's call, and an extension can wrap any hook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pluggy
+from scenarium.core import hookspecs
+from scenarium.core.defaults import Defaults
+
+HOOKS: tuple[str, ...] = tuple(name for name, value in vars(hookspecs).items() if hasattr(value, "scenarium_spec"))
+"""Names of all hooks, in the order of ``hookspecs``."""
+
+
+def make_relay(plugin: object, name: str, extensions: Mapping[str, object] | None = None) -> pluggy.HookRelay:
+    """Join defaults, ``extensions`` (by name) and ``plugin`` into the relay through which the scenario's hooks are called.
+
+    Raises:
+        pluggy.PluginValidationError: an implementation names an unknown hook or an argument that the hook does not have.
+    """
+    manager = pluggy.PluginManager("scenarium")
+    manager.add_hookspecs(hookspecs)
+    defaults = Defaults()
+    defaults.hook = manager.hook
+    manager.register(defaults, "defaults")
+    for label, extension in (extensions or {}).items():
+        manager.register(extension, label)
+    manager.register(plugin, f"plugin {name}")
+    manager.check_pending()
+    return manager.hook
+
+
+def implemented(plugin: object) -> list[str]:
+    """Names of the hooks that ``plugin`` itself implements."""
+    return [name for name in HOOKS if hasattr(getattr(plugin, name, None), "scenarium_impl")]

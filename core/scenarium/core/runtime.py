@@ -1,0 +1,120 @@
+"""One loaded version: from requests to answers. The same code answers in a worker, in ``scenarium predict`` and in ``evaluate``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from scenarium.core.bodies import decode
+from scenarium.core.errors import ScenariumError
+from scenarium.core.manifest import Manifest
+from scenarium.core.registry import Scenario
+from scenarium.core.types import Signature, Traits
+
+STATE = "state.json"
+
+
+class Runtime:
+    """A scenario with its state, processor and loaded model."""
+
+    def __init__(self, scenario: Scenario, state: dict[str, Any], folder: Path, device: str = "cpu", traits: Traits | None = None) -> None:
+        hook, config = scenario.hook, scenario.config
+        self.scenario = scenario
+        self.state = state
+        self.schema = hook.schema(config=config)
+        self.traits = traits or hook.traits(config=config)
+        self.signature: Signature = hook.signature(config=config, state=state)
+        self.processor = hook.processor(config=config, state=state)
+        self.model = hook.load(config=config, state=state, signature=self.signature, version=folder, device=device)
+
+    @classmethod
+    def open(cls, scenario: Scenario, folder: Path, manifest: Manifest, device: str = "cpu") -> Runtime:
+        """Load a stored version: its own data, model and train settings, and ``serve`` as it is configured now."""
+        stored = type(scenario.config).model_validate({**manifest.config, "serve": scenario.config.serve.model_dump()})
+        state = json.loads((folder / STATE).read_text(encoding="utf8"))
+        return cls(scenario.with_config(stored), state, folder, device, manifest.traits)
+
+    @property
+    def max_batch_size(self) -> int:
+        """Most items of one ``predict_batch``: the setting, else the plugin's."""
+        return self.scenario.config.serve.max_batch_size or self.traits.max_batch_size
+
+    def decode(self, body: bytes, content_type: str = "application/json") -> BaseModel:
+        """Validate one request body."""
+        request: BaseModel = decode(body, content_type, self.schema.request)
+        return request
+
+    def predict(self, requests: Sequence[BaseModel]) -> list[BaseModel | Exception]:
+        """Answer each request, in order, with its answer or its own error.
+
+        Items are grouped by shape, so no request is padded to a much longer neighbour. Where a group raises and the scenario is
+        pure, it is halved until the item that raises stands alone.
+        """
+        answers: list[BaseModel | Exception | None] = [None] * len(requests)
+        buckets: dict[Any, list[tuple[int, Any]]] = {}
+        hook, config = self.scenario.hook, self.scenario.config
+        for index, request in enumerate(requests):
+            try:
+                item = hook.preprocess(config=config, processor=self.processor, request=request)
+            except Exception as fault:
+                answers[index] = self._fault(fault)
+            else:
+                buckets.setdefault(_bucket(item), []).append((index, item))
+        for bucket in buckets.values():
+            for start in range(0, len(bucket), self.max_batch_size):
+                part = bucket[start : start + self.max_batch_size]
+                for (index, _), output in zip(part, self._outputs([item for _, item in part]), strict=True):
+                    answers[index] = self._answer(requests[index], output)
+        return [answer if answer is not None else ScenariumError("SCN-4003", name=self.scenario.name, reason="no answer") for answer in answers]
+
+    def stream(self, request: BaseModel) -> Iterator[Any]:
+        """Yield the parts of one answer.
+
+        Raises:
+            ScenariumError: SCN-4005 where the scenario does not stream.
+        """
+        parts = self.scenario.hook.stream(config=self.scenario.config, processor=self.processor, model=self.model, request=request)
+        if parts is None:
+            raise ScenariumError("SCN-4005", name=self.scenario.name)
+        yield from parts
+
+    def _outputs(self, items: list[Any]) -> list[Any]:
+        """One output or error an item; the plugin's own count is checked."""
+        try:
+            outputs = list(self.scenario.hook.predict_batch(config=self.scenario.config, signature=self.signature, model=self.model, batch=items))
+        except Exception as fault:
+            if len(items) == 1 or not self.traits.pure:
+                return [self._fault(fault)] * len(items)
+            middle = len(items) // 2
+            return self._outputs(items[:middle]) + self._outputs(items[middle:])
+        if len(outputs) != len(items):
+            reason = f"predict_batch of plugin {self.scenario.plugin.name!r} returned {len(outputs)} outputs for {len(items)} items"
+            return [ScenariumError("SCN-4003", name=self.scenario.name, reason=reason)] * len(items)
+        return outputs
+
+    def _answer(self, request: BaseModel, output: Any) -> BaseModel | Exception:
+        if isinstance(output, Exception):
+            return output
+        try:
+            answer: BaseModel = self.scenario.hook.postprocess(config=self.scenario.config, processor=self.processor, request=request, output=output)
+        except Exception as fault:
+            return self._fault(fault)
+        return answer
+
+    def _fault(self, fault: Exception) -> Exception:
+        """A ``ScenariumError`` as it is; anything else is the plugin's fault and keeps its traceback as the cause."""
+        if isinstance(fault, ScenariumError):
+            return fault
+        error = ScenariumError("SCN-4003", name=self.scenario.name, reason=f"{type(fault).__name__}: {fault}")
+        error.__cause__ = fault
+        return error
+
+
+def _bucket(item: Any) -> Any:
+    """Items of one bucket may share a batch: same names, and every axis within the same power of two."""
+    if not isinstance(item, dict):
+        return None
+    return tuple((name, tuple(int(length - 1).bit_length() for length in getattr(array, "shape", ()))) for name, array in item.items())
