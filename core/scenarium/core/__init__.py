@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from scenarium.core.runtime import Runtime as Runtime
     from scenarium.core.schemas import Request as Request
     from scenarium.core.schemas import Response as Response
+    from scenarium.core.sources import HubDataset as HubDataset
+    from scenarium.core.sources import HubFile as HubFile
+    from scenarium.core.sources import PackageFile as PackageFile
     from scenarium.core.types import Baseline as Baseline
     from scenarium.core.types import Batch as Batch
     from scenarium.core.types import Data as Data
@@ -48,6 +51,7 @@ _HOME = {
     "registry": "load",
     "runtime": "Runtime",
     "schemas": "Request Response",
+    "sources": "HubDataset HubFile PackageFile",
     "types": "Baseline Batch Data Environment Evaluation Field Figure Metric Row Schema Signature Source TensorSpec Traits",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}

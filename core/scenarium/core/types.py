@@ -159,7 +159,7 @@ class Source:
     read: Callable[[list[Path]], Sequence[Row]]
     """Given the local paths of ``files`` in order, return the rows, fields named as the scenario names them."""
     files: tuple[Any, ...] = ()
-    """``PackageFile`` or ``HubFile`` values (``scenarium.core.sources``)."""
+    """``PackageFile``, ``HubFile`` or ``HubDataset`` values (``scenarium.core.sources``)."""
     free: bool = True
     """False where carrier or content is copyleft, non-commercial or unstated: then never a default, and needs ``accept_licence``."""
     doc: str = ""
