@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from scenarium.core.config import Section as Section
     from scenarium.core.config import ServeConfig as ServeConfig
     from scenarium.core.config import TrainConfig as TrainConfig
+    from scenarium.core.errors import BadData as BadData
     from scenarium.core.errors import BadInput as BadInput
     from scenarium.core.errors import ScenariumError as ScenariumError
     from scenarium.core.hookspecs import hookimpl as hookimpl
@@ -45,7 +46,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "config": "DataConfig ModelConfig ScenarioConfig Section ServeConfig TrainConfig",
-    "errors": "BadInput ScenariumError",
+    "errors": "BadData BadInput ScenariumError",
     "hookspecs": "hookimpl",
     "pipeline": "Run",
     "registry": "load",

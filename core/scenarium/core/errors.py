@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any, TypeAlias, TypedDict
@@ -116,3 +117,14 @@ class BadInput(ScenariumError):
 
     def __init__(self, field: str, en: str, zh: str) -> None:
         super().__init__("SCN-4001", field=field, reason_en=en, reason_zh=zh)
+
+
+class BadData(ScenariumError):
+    """The user's training data cannot be used, in a way that only the plugin sees. Raise it from ``fit``, ``items`` or ``train``.
+
+    ``field`` is the row's field; ``row`` gives file and line where it was read from a file.
+    """
+
+    def __init__(self, field: str, en: str, zh: str, row: Mapping[str, Any] | None = None) -> None:
+        row = row or {}
+        super().__init__("SCN-0001", field=field, file=row.get("_file"), line=row.get("_line"), reason_en=en, reason_zh=zh)

@@ -1,0 +1,34 @@
+"""The figures of the training report: fans of held-out forecasts, calibration, and loss by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from scenarium.core import Figure, Row, charts
+from scenarium_market_forecast import series
+
+
+def figures(levels: Sequence[float], rows: Sequence[Row], answers: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """Three fans spread over the held-out time, the observed share below each level, and the loss at each step beside the simple forecasts."""
+    prices, future = series.stack(rows)
+    forecast = np.array([[answer["quantiles"][str(level)] for level in levels] for answer in answers]).transpose(0, 2, 1)
+    found = []
+    for index in np.linspace(0, len(rows) - 1, 3).astype(int):
+        row = rows[index]
+        fan = {level: forecast[index, :, n].tolist() for n, level in enumerate(levels)}
+        found.append(Figure(f"{row['series'] or 'series'} · {row['time']}", charts.forecast_fan(row["prices"][-40:], fan, row["future"])))
+    below = {f"{level:g}": float((future <= forecast[..., n]).mean()) for n, level in enumerate(levels)}
+    calibration = [(float(level), share) for level, share in below.items()]
+    ideal = [(float(level), float(level)) for level in below]
+    found.append(Figure("Calibration · 校准", charts.lines({"observed": calibration, "ideal": ideal}, x="level", y="share below")))
+    truth = series.future_returns(prices, future)
+    ours = np.log(forecast) - np.log(prices[:, -1])[:, None, None]
+    by_step = {}
+    for name, quantiles in {"model": ours, **series.simple_forecasts(prices, future.shape[1], levels)}.items():
+        losses = [100 * float(series.pinball(quantiles[:, h : h + 1], levels, truth[:, h : h + 1]).mean()) for h in range(future.shape[1])]
+        by_step[name] = list(enumerate(losses, 1))
+    found.append(Figure("Loss by step · 各步损失", charts.lines({n: [(float(a), b) for a, b in v] for n, v in by_step.items()}, x="step", y="pinball, %")))
+    return found
