@@ -1,0 +1,76 @@
+"""What every benchmark returns, prints and writes: ``benchmarks/results/<name>.json``.
+
+A figure is a dict ``{"figure", "value", "unit", "better" ("higher" or "lower"), "must", "aim"}``; ``must`` and ``aim`` are None
+where a figure is shown for comparison only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+Figure: TypeAlias = dict[str, Any]
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def figure(name: str, value: float, unit: str, better: str, must: float | None = None, aim: float | None = None) -> Figure:
+    """One figure; ``value`` is rounded to four significant digits."""
+    return {"figure": name, "value": float(f"{value:.4g}"), "unit": unit, "better": better, "must": must, "aim": aim}
+
+
+def verdict(entry: Figure) -> str:
+    """``aim``, ``must`` or ``MISSED``: the strictest mark that the value reaches; empty where there is none."""
+
+    def reached(mark: float) -> bool:
+        return bool(entry["value"] >= mark if entry["better"] == "higher" else entry["value"] <= mark)
+
+    marks = [name for name in ("aim", "must") if entry[name] is not None]
+    return next((name for name in marks if reached(entry[name])), "MISSED" if marks else "")
+
+
+def show(figures: Sequence[Figure]) -> None:
+    """Print the figures as a table."""
+    rows = [("figure", "value", "unit", "must", "aim", "reached")]
+    rows += [(f["figure"], f"{f['value']:g}", f["unit"], *("" if f[k] is None else f"{f[k]:g}" for k in ("must", "aim")), verdict(f)) for f in figures]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def write(name: str, figures: Sequence[Figure], packages: Iterable[str] = ()) -> Path:
+    """Merge ``figures`` into ``results/<name>.json`` (a figure of the same name is replaced) with machine, versions and date."""
+    path = FOLDER / f"{name}.json"
+    kept = json.loads(path.read_text(encoding="utf8")) if path.is_file() else {"figures": [], "versions": {}}
+    fresh = {entry["figure"] for entry in figures}
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    found = {
+        "machine": machine(),
+        "versions": kept["versions"] | {"python": platform.python_version()} | {p: v for p in packages if (v := _version(p))},
+        "date": date,
+        "figures": [entry for entry in kept["figures"] if entry["figure"] not in fresh] + [entry | {"date": date} for entry in figures],
+    }
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf8")
+    return path
+
+
+def machine() -> dict[str, Any]:
+    """The processor's name, cores of this process, and the operating system."""
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": names[0] if names else platform.processor(), "cores": cores, "system": f"{platform.system()} {platform.release()}"}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
