@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from python_multipart import parse_form
+
 from scenarium.core.errors import BadInput, ScenariumError
 
 R = TypeVar("R", bound=BaseModel)

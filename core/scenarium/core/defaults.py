@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
+
 from scenarium.core.config import ScenarioConfig
 from scenarium.core.hookspecs import hookimpl
 from scenarium.core.types import Batch, Evaluation, Row, Signature, SplitName, Traits
@@ -14,6 +15,7 @@ from scenarium.core.types import Batch, Evaluation, Row, Signature, SplitName, T
 if TYPE_CHECKING:
     import numpy as np
     from pydantic import BaseModel
+
     from scenarium.core.runtime import Runtime
     from scenarium.core.types import Source
 

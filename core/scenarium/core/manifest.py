@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
 from scenarium.core.types import Baseline, Metric, Signature, TensorSpec, Traits
 
 FORMAT = 1

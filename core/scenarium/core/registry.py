@@ -146,6 +146,7 @@ class Scenario:
     def hook(self) -> pluggy.HookRelay:
         """The relay: ``scenario.hook.fit(config=…, rows=…)``."""
         import pluggy
+
         from scenarium.core.relay import make_relay
 
         try:

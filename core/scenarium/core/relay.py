@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pluggy
+
 from scenarium.core import hookspecs
 from scenarium.core.defaults import Defaults
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+
 from scenarium.core.bodies import decode
 from scenarium.core.errors import ScenariumError
 from scenarium.core.manifest import Manifest

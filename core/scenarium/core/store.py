@@ -16,6 +16,7 @@ from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
 from scenarium.core.errors import ScenariumError
 from scenarium.core.manifest import FileRef, Manifest
 

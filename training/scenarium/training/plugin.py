@@ -9,6 +9,7 @@ from scenarium.core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     import torch
+
     from scenarium.core.config import ScenarioConfig
     from scenarium.core.pipeline import Run
     from scenarium.core.types import Data, Signature

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from safetensors.torch import save_model
+
 from scenarium.core.config import ScenarioConfig
 from scenarium.core.pipeline import Run
 from scenarium.core.types import Data

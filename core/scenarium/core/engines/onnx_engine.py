@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+
 from scenarium.core.errors import ScenariumError
 from scenarium.core.types import Batch, Signature
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_model
+
 from scenarium.core.types import Batch, Signature
 
 WEIGHTS = "model.safetensors"
