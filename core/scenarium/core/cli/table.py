@@ -1,0 +1,35 @@
+"""Every sub-command: name to where it is defined and what it does. A command's module is imported when it is run.
+
+A new command is one line here and one ``click`` command made by ``scenarium.core.cli.base.command``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """One row of the table."""
+
+    target: str
+    """``module:attribute`` of the click command."""
+    en: str
+    zh: str
+
+
+COMMANDS: dict[str, Entry] = {
+    "list": Entry("scenarium.core.cli.listing:list_command", "the installed scenarios and their health", "已安装的场景及其状态"),
+    "show": Entry("scenarium.core.cli.listing:show", "one scenario: settings, versions, request and answer", "查看一个场景：设置、版本、请求与回答"),
+    "doctor": Entry("scenarium.core.cli.doctor:doctor", "examine the installation and say what to repair", "检查安装并说明如何修复"),
+    "data": Entry("scenarium.core.cli.data:data", "look at data before a run; verify what a version was trained on", "训练前检查数据；核对版本所用的数据"),
+    "train": Entry("scenarium.core.cli.train:train", "train a scenario and store a version", "训练场景并保存版本"),
+    "evaluate": Entry("scenarium.core.cli.train:evaluate", "measure a version on held-out rows or on your own file", "用留出数据或自己的文件评估版本"),
+    "predict": Entry("scenarium.core.cli.predict:predict", "answer requests without a server", "不启动服务直接预测"),
+    "versions": Entry("scenarium.core.cli.versions:versions", "the stored versions and their aliases", "已保存的版本及其别名"),
+    "promote": Entry("scenarium.core.cli.versions:promote", "make a version production, unless it is worse", "将版本设为生产版本（更差则拒绝）"),
+    "rollback": Entry("scenarium.core.cli.versions:rollback", "return to the production version before", "回退到上一个生产版本"),
+    "prune": Entry("scenarium.core.cli.versions:prune", "delete old versions that nothing refers to", "删除无引用的旧版本"),
+    "serve": Entry("scenarium.core.cli.serve:serve", "start the gateway", "启动网关"),
+    "config": Entry("scenarium.core.cli.config:config", "explain every setting and where its value comes from", "说明每个设置及其来源"),
+    "completion": Entry("scenarium.core.cli.completion:completion", "the shell's completion script", "输出命令行补全脚本"),
+}
