@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 Language: TypeAlias = str
 
@@ -48,6 +48,13 @@ def language(accept: str | None = None) -> Language:
     return "zh" if chosen.lower().startswith("zh") else "en"
 
 
+class Words(NamedTuple):
+    """A value of an error that is text itself, in both languages."""
+
+    en: str
+    zh: str
+
+
 class ScenariumError(Exception):
     """A fault that a person can act on.
 
@@ -73,7 +80,9 @@ class ScenariumError(Exception):
 
     def _fill(self, key: str) -> str:
         message: Any = catalogue()[self.code]
-        return str(message[key]).format_map({"field": self.field, "file": self.file, "line": self.line, **self.values})
+        lang = key.rpartition("_")[2]
+        values = {name: getattr(value, lang) if isinstance(value, Words) else value for name, value in self.values.items()}
+        return str(message[key]).format_map({"field": self.field, "file": self.file, "line": self.line, **values})
 
     def title(self, lang: Language = "en") -> str:
         """What is wrong, one sentence."""
@@ -107,6 +116,28 @@ def _rebuild(cls: type[ScenariumError], code: str, field: str | None, file: str 
     error = cls.__new__(cls)
     ScenariumError.__init__(error, code, field=field, file=file, line=line, **values)
     return error
+
+
+class SeveralErrors(ScenariumError):
+    """Several faults found in one go, each with its own place and remedy."""
+
+    def __init__(self, code: str, errors: Sequence[ScenariumError], **values: Any) -> None:
+        super().__init__(code, count=len(errors), **values)
+        self.errors = list(errors)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild_several, (self.code, self.errors, self.values))
+
+    def title(self, lang: Language = "en") -> str:
+        places = (f"{e.file}:{e.line}: " if e.line else f"{e.file}: " if e.file else "" for e in self.errors)
+        return "\n".join([super().title(lang), *(f"  {e.code} {place}{e.title(lang)} {e.hint(lang)}" for e, place in zip(self.errors, places, strict=True))])
+
+    def problem(self, lang: Language = "en") -> dict[str, Any]:
+        return {**super().problem(lang), "errors": [error.problem(lang) for error in self.errors]}
+
+
+def _rebuild_several(code: str, errors: Sequence[ScenariumError], values: dict[str, Any]) -> SeveralErrors:
+    return SeveralErrors(code, errors, **{key: value for key, value in values.items() if key != "count"})
 
 
 class BadInput(ScenariumError):

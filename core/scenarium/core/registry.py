@@ -9,20 +9,23 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import re
 import sys
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scenarium.core.config import ScenarioConfig, ServeConfig, Settings
-from scenarium.core.errors import ScenariumError
+from scenarium.core.errors import ScenariumError, Words
+from scenarium.core.settings import Settings
 
 if TYPE_CHECKING:
     import pluggy
+
+    from scenarium.core.config import ScenarioConfig, ServeConfig
 
 PLUGINS = "scenarium.scenarios"
 """Entry-point group: plugin name = module (or ``module:object``) that implements the hooks."""
@@ -66,22 +69,27 @@ class Plugin:
         except BaseException as fault:
             raise self.broken(*import_fault(fault)) from fault
 
-    def broken(self, reason: str, remedy: str) -> ScenariumError:
+    def broken(self, reason: Words, remedy: Words) -> ScenariumError:
         """The error that names this plugin, the reason and the remedy."""
         return ScenariumError("SCN-1002", plugin=self.name, distribution=f"{self.distribution} {self.version}", reason=reason, remedy=remedy)
 
 
-def import_fault(fault: BaseException) -> tuple[str, str]:
+def import_fault(fault: BaseException) -> tuple[Words, Words]:
     """Reason and remedy of a failed import, in words that name file and line."""
+    mend = Words("Correct the plugin, or install another version of it.", "请修正该插件，或安装其他版本。")
     if isinstance(fault, SyntaxError):
-        return f"{type(fault).__name__} in {fault.filename}:{fault.lineno}: {fault.msg}", "Correct that line, or install another version of the plugin."
+        text = f"{type(fault).__name__} in {fault.filename}:{fault.lineno}: {fault.msg}"
+        return Words(text, text), Words("Correct that line, or install another version of the plugin.", "请修正该行，或安装插件的其他版本。")
     if isinstance(fault, SystemExit):
-        return f"it calls sys.exit({fault.code!r}) while it is imported", "Remove the call, or install another version of the plugin."
+        reason = Words(f"it calls sys.exit({fault.code!r}) while it is imported", f"导入时调用了 sys.exit({fault.code!r})")
+        return reason, Words("Remove the call, or install another version of the plugin.", "请删除该调用，或安装插件的其他版本。")
     if isinstance(fault, ModuleNotFoundError):
-        return f"the module {fault.name!r} is missing", f"Run: pip install {(fault.name or '').partition('.')[0]}"
+        run = f"pip install {(fault.name or '').partition('.')[0]}"
+        return Words(f"the module {fault.name!r} is missing", f"缺少模块 {fault.name!r}"), Words(f"Run: {run}", f"请运行：{run}")
     frames = traceback.extract_tb(fault.__traceback__)
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(fault).__name__}: {fault}{place}", "Correct the plugin, or install another version of it."
+    text = f"{type(fault).__name__}: {fault}{place}"
+    return Words(text, text), mend
 
 
 def _load_file(path: Path) -> object:
@@ -97,35 +105,52 @@ def _load_file(path: Path) -> object:
 
 def installed_plugins() -> dict[str, Plugin]:
     """Every plugin by name, from metadata. A name claimed twice is one row whose error names both distributions."""
-    from scenarium.core.hookspecs import HOOK_API
-
-    apis = {entry.name: entry.value for entry in entry_points(group=HOOK_API_GROUP)}
-    claims: dict[str, list[EntryPoint]] = {}
-    for entry in entry_points(group=PLUGINS):
+    entries = entry_points()
+    apis = {entry.name: entry.value for entry in entries.select(group=HOOK_API_GROUP)}
+    claims: dict[str, dict[tuple[str, str], EntryPoint]] = {}
+    for entry in entries.select(group=PLUGINS):
         # An editable install beside a wheel's metadata lists the same claim twice.
-        if not any(_distribution(entry) == _distribution(other) for other in claims.setdefault(entry.name, [])):
-            claims[entry.name].append(entry)
+        claims.setdefault(entry.name, {}).setdefault(_distribution(entry), entry)
     found = {}
-    for name, entries in sorted(claims.items()):
-        distribution, version = _distribution(entries[0])
-        plugin = Plugin(name, entries[0].value, distribution, version, apis.get(name, "1.0"))
-        error = None
-        if len(entries) > 1:
-            both = " and ".join(sorted(_distribution(e)[0] for e in entries))
-            error = plugin.broken(f"{both} both claim the name {name!r}", f"Run: pip uninstall {_distribution(entries[-1])[0]}")
-        else:
-            major, minor = (int(part) for part in plugin.hook_api.split(".")[:2])
-            if major != HOOK_API[0] or minor > HOOK_API[1]:
-                ours = ".".join(map(str, HOOK_API))
-                newer = (major, minor) > HOOK_API
-                remedy = "Run: pip install -U scenarium" if newer else f"Run: pip install -U {distribution}"
-                error = plugin.broken(f"it was written for hook API {plugin.hook_api}, this scenarium has {ours}", remedy)
-        found[name] = Plugin(name, plugin.target, distribution, version, plugin.hook_api, error)
+    for name, claimants in sorted(claims.items()):
+        (distribution, version), entry = next(iter(claimants.items()))
+        plugin = Plugin(name, entry.value, distribution, version, apis.get(name, "1.0"))
+        found[name] = replace(plugin, error=_clash(plugin, [other for other, _ in claimants]) or _api_fault(plugin))
     return found
 
 
+def _clash(plugin: Plugin, distributions: Sequence[str]) -> ScenariumError | None:
+    if len(distributions) == 1:
+        return None
+    names = sorted(distributions)
+    reason = Words(f"{' and '.join(names)} both claim the name {plugin.name!r}", f"{'、'.join(names)} 都使用了名称 {plugin.name!r}")
+    run = f"pip uninstall {names[-1]}"
+    return plugin.broken(reason, Words(f"Keep one of them. Run: {run}", f"请只保留其中一个。运行：{run}"))
+
+
+def _api_fault(plugin: Plugin) -> ScenariumError | None:
+    from scenarium.core.hookspecs import HOOK_API
+
+    ours = ".".join(map(str, HOOK_API))
+    numbers = re.fullmatch(r"(\d+)\.(\d+)", plugin.hook_api.strip())
+    if not numbers:
+        reason = Words(f"its hook API {plugin.hook_api!r} is no version such as 1.0", f"其钩子 API {plugin.hook_api!r} 不是 1.0 这样的版本号")
+        return plugin.broken(reason, Words("Correct the plugin's entry point in scenarium.hook_api.", "请修正插件在 scenarium.hook_api 中的入口点。"))
+    api = (int(numbers[1]), int(numbers[2]))
+    if api[0] == HOOK_API[0] and api[1] <= HOOK_API[1]:
+        return None
+    run = "pip install -U scenarium" if api > HOOK_API else f"pip install -U {plugin.distribution}"
+    reason = Words(
+        f"it was written for hook API {plugin.hook_api}, this scenarium has {ours}", f"它为钩子 API {plugin.hook_api} 编写，而当前 scenarium 为 {ours}"
+    )
+    return plugin.broken(reason, Words(f"Run: {run}", f"请运行：{run}"))
+
+
 def _distribution(entry: EntryPoint) -> tuple[str, str]:
-    return (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "0")
+    if not entry.dist:
+        return ("unknown", "0")
+    metadata = entry.dist.metadata  # parsed anew by every access
+    return (metadata["Name"], metadata["Version"])
 
 
 @dataclass
@@ -152,7 +177,8 @@ class Scenario:
         try:
             return make_relay(self.implementation, self.plugin.name, self.extensions)
         except pluggy.PluginValidationError as fault:
-            raise self.plugin.broken(str(fault), "Correct the hook's name or arguments: see the hook reference.") from fault
+            remedy = Words("Correct the hook's name or arguments: see the hook reference.", "请修正钩子的名称或参数：见钩子参考。")
+            raise self.plugin.broken(Words(str(fault), str(fault)), remedy) from fault
 
     @cached_property
     def config(self) -> ScenarioConfig:
@@ -176,41 +202,72 @@ class Registry:
         self._extensions: dict[str, object] | None = None
 
     def names(self) -> dict[str, str]:
-        """Scenario name to plugin name, without those switched off by ``enabled = false``."""
+        """Scenario name to plugin name, without those switched off by ``enabled = false``.
+
+        Raises:
+            ScenariumError: SCN-1003: a table's name is nearly that of an installed plugin, so its settings would be lost unseen.
+        """
         tables = self.settings.scenarios()
-        named = {name: str(table["plugin"]) for name, table in tables.items() if "plugin" in table}
-        found = {name: name for name in self.plugins} | named
+        found = {name: name for name in self.plugins}
+        for name, table in tables.items():
+            if "plugin" in table:
+                found[name] = str(table["plugin"])
+            elif name not in found and table.get("enabled", True):
+                origin = self.settings.origin("scenarios", name)
+                close = difflib.get_close_matches(name, self.plugins, 1, 0.8)
+                if close or origin.kind == "--set":
+                    nearest = f"scenarios.{close[0]}" if close else ", ".join(self.plugins) or "-"
+                    raise ScenariumError("SCN-1003", field=f"scenarios.{name}", **origin.place, nearest=nearest, name="NAME")
+                if origin.kind == "file":
+                    found[name] = name  # a row that says what to install; other scenarios go on
         return {name: plugin for name, plugin in sorted(found.items()) if tables.get(name, {}).get("enabled", True)}
 
     def scenario(self, name: str) -> Scenario:
         """The scenario called ``name``; its plugin is imported on first use of ``hook`` or ``config``.
 
         Raises:
-            ScenariumError: SCN-1001 (no such scenario, with the nearest names), SCN-1006 (its plugin is not installed).
+            ScenariumError: SCN-1001 (no such scenario, with the nearest names), SCN-1006 and SCN-1008 (its plugin is not installed),
+                SCN-1003, SCN-1004 and SCN-1007 (a table of ``scenarios.toml`` that belongs to no scenario is wrong).
+        """
+        from scenarium.core.config import check_shared
+
+        check_shared(self.settings)
+        plugin = self.plugin(name)
+        return Scenario(name, plugin, self.settings, self.extensions)
+
+    def plugin(self, name: str) -> Plugin:
+        """The plugin of the scenario called ``name``, from metadata alone.
+
+        Raises:
+            ScenariumError: SCN-1001, SCN-1003, SCN-1006, SCN-1008.
         """
         names = self.names()
         if name not in names:
             close = difflib.get_close_matches(name, names, 3, 0.4)
             raise ScenariumError("SCN-1001", name=name, nearest=", ".join(close) or "-")
-        plugin = self.plugins.get(names[name])
-        if plugin is None:
-            origin = self.settings.origin("scenarios", name, "plugin")
-            file = origin.name if origin.kind == "file" else None
-            raise ScenariumError("SCN-1006", file=file, line=origin.line, name=name, plugin=names[name], dashed=names[name].replace("_", "-"))
-        return Scenario(name, plugin, self.settings, self.extensions)
+        if names[name] in self.plugins:
+            return self.plugins[names[name]]
+        origin = self.settings.origin("scenarios", name, "plugin")
+        if origin.kind == "default":
+            raise ScenariumError("SCN-1008", **self.settings.origin("scenarios", name).place, name=name, dashed=name.replace("_", "-"))
+        raise ScenariumError("SCN-1006", **origin.place, name=name, plugin=names[name], dashed=names[name].replace("_", "-"))
 
     def serve_config(self, name: str) -> ServeConfig:
         """The ``serve`` section alone, which a gateway may read without importing the plugin."""
+        from scenarium.core.config import ServeConfig
+
         return self.settings.validate(ServeConfig, ("scenarios", name, "serve"), name)
+
+    @property
+    def extension_plugins(self) -> list[Plugin]:
+        """The installed extensions, from metadata alone."""
+        return [Plugin(entry.name, entry.value, *_distribution(entry)) for entry in sorted(entry_points(group=EXTENSIONS), key=lambda e: e.name)]
 
     @property
     def extensions(self) -> dict[str, object]:
         """The installed extensions by name, imported once. One that fails to import stops everything: it may be what masks data."""
         if self._extensions is None:
-            self._extensions = {}
-            for entry in sorted(entry_points(group=EXTENSIONS), key=lambda e: e.name):
-                plugin = Plugin(entry.name, entry.value, *_distribution(entry))
-                self._extensions[entry.name] = plugin.load()
+            self._extensions = {plugin.name: plugin.load() for plugin in self.extension_plugins}
         return self._extensions
 
 

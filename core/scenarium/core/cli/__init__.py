@@ -11,6 +11,7 @@ import sys
 import traceback
 
 import click
+
 from scenarium.core.cli.base import EXIT_FAILED, EXIT_FAULT, Root, option, print_error, say, wants_json
 from scenarium.core.errors import ScenariumError
 

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from scenarium.core.cli.table import COMMANDS
 from scenarium.core.errors import ScenariumError, language
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
     from scenarium.core.registry import Registry
 
 EXIT_FAILED = 1
@@ -129,6 +131,7 @@ def option(*names: str, en: str, zh: str, **kwargs: Any) -> Decorator:
 def complete_scenario(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Shell completion of scenario names; a faulty file completes nothing rather than fail in the shell."""
     from click.shell_completion import CompletionItem
+
     from scenarium.core.registry import open_registry
 
     try:
