@@ -1,0 +1,155 @@
+"""A process of its own that loads a version and answers, as a worker does: what it imports, keeps and leaves behind.
+
+Run as ``python -m scenarium.core.kit.child`` with a job (JSON) on standard input; the report (JSON) goes to standard output.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import tracemalloc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scenarium.core.kit.subject import Subject
+
+ROUNDS = 3
+ROUND_SECONDS = 0.7
+GRACE_SECONDS = 10.0
+
+
+@dataclass
+class Report:
+    """What the process did."""
+
+    engine: str
+    answers: list[Any]
+    torch: tuple[str, int] | None
+    """File and line that imported torch first."""
+    threads_added: int
+    bytes_a_request: int
+    ended: bool = True
+
+
+def run_child(s: Subject, engine: str) -> Report:
+    """Load the trained version in a new process with ``engine`` and answer the subject's requests.
+
+    Raises:
+        ScenariumError: SCN-7516 (the process failed, with the end of what it said).
+    """
+    from scenarium.core.errors import ScenariumError
+
+    plugin = s.scenario.plugin
+    job = {
+        "name": s.name,
+        "plugin": [plugin.name, plugin.target, plugin.distribution, plugin.version],
+        "path": [str(s.project)] if s.project else [],
+        "config": s.config.model_dump(mode="json"),
+        "folder": str(s.trained.folder),
+        "engine": engine,
+        "home": str(s.home),
+        "requests": [request.model_dump(mode="json", exclude_unset=True) for request in s.requests],
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scenarium.core.kit.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf8"
+    )
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    process.stdin.write(json.dumps(job))
+    process.stdin.close()
+    line = process.stdout.readline()
+    try:
+        process.wait(GRACE_SECONDS)
+        ended = True
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        ended = False
+    said = process.stderr.read().strip()
+    process.stdout.close()
+    process.stderr.close()
+    if not line.startswith("{"):
+        raise ScenariumError("SCN-7516", reason=said.splitlines()[-1] if said else f"exit code {process.returncode}")
+    found = json.loads(line)
+    return Report(engine, found["answers"], tuple(found["torch"]) if found["torch"] else None, found["threads_added"], found["bytes_a_request"], ended)
+
+
+class _TorchWatch(MetaPathFinder):
+    """Notes which line imports torch first, and lets it."""
+
+    def __init__(self, home: str) -> None:
+        self.home = home
+        self.at: tuple[str, int] | None = None
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: Any = None) -> None:
+        if fullname == "torch" and self.at is None:
+            frames = [f for f in traceback.extract_stack() if not f.filename.startswith("<frozen") and f.filename != __file__]
+            own = [f for f in frames if f.filename.startswith(self.home)]
+            frame = (own or frames)[-1]
+            self.at = (frame.filename, frame.lineno or 0)
+
+
+def main() -> None:
+    """Do the job on standard input."""
+    job = json.loads(sys.stdin.buffer.read())
+    sys.path[:0] = job["path"]
+    watch = _TorchWatch(job["home"])
+    sys.meta_path.insert(0, watch)
+    from scenarium.core.manifest import Manifest
+    from scenarium.core.registry import Plugin
+    from scenarium.core.runtime import Runtime
+
+    plugin = Plugin(*job["plugin"])
+    scenario = _scenario(job, plugin)
+    folder = Path(job["folder"])
+    manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
+    runtime = Runtime.open(scenario, folder, manifest)
+    requests = [runtime.schema.request.model_validate_json(json.dumps(request)) for request in job["requests"]]
+    answers = runtime.predict(requests)
+    bodies = [{"error": str(a)} if isinstance(a, Exception) else a.model_dump(mode="json") for a in answers]
+    torch_at = watch.at
+    threads, growth = _growth(runtime, requests[:1])
+    sys.stdout.write(json.dumps({"answers": bodies, "torch": torch_at, "threads_added": threads, "bytes_a_request": growth}) + "\n")
+    sys.stdout.flush()
+
+
+def _scenario(job: dict[str, Any], plugin: Any) -> Any:
+    from scenarium.core.config import Settings
+    from scenarium.core.registry import Registry
+
+    scenario = Registry(Settings({}, None), {job["name"]: plugin}).scenario(job["name"])
+    config = scenario.hook.config().model_validate({**job["config"], "serve": {**job["config"]["serve"], "engine": job["engine"]}})
+    return scenario.with_config(config)
+
+
+def _growth(runtime: Any, requests: list[Any]) -> tuple[int, int]:
+    """Threads added, and bytes kept for each request: the smaller growth of the last two rounds, so that a cache that fills once is no leak."""
+    for _ in range(3):
+        runtime.predict(requests)
+    threads = threading.active_count()
+    tracemalloc.start()
+    marks: list[tuple[int, int]] = []
+    for _ in range(ROUNDS):
+        until, count = time.monotonic() + ROUND_SECONDS, 0
+        while count < 3 or (time.monotonic() < until and count < 200):
+            runtime.predict(requests)
+            count += 1
+        gc.collect()
+        marks.append((tracemalloc.get_traced_memory()[0], count))
+    tracemalloc.stop()
+    grown = [max(0, after[0] - before[0]) // after[1] for before, after in zip(marks, marks[1:], strict=False)]
+    return max(0, threading.active_count() - threads), min(grown)
+
+
+if __name__ == "__main__":
+    main()

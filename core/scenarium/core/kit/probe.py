@@ -1,0 +1,68 @@
+"""An extension that joins the checked scenario's relay and sees what no return value tells: time, calls, the trained module."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from scenarium.core.hookspecs import hookimpl
+from scenarium.core.kit.writes import watch_writes
+from scenarium.core.types import Row, Source
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from scenarium.core.pipeline import Run
+
+
+class Killed(BaseException):
+    """Stands for the SIGKILL of a training."""
+
+
+class Probe:
+    """Wraps some hooks of the scenario under check."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] | None = None
+        """Rows that stand in for the plugin's sources."""
+        self.kill_at: int | None = None
+        self.losses: list[float] = []
+        """When ``loss`` was called, seconds on the monotonic clock."""
+        self.module: Any = None
+        """The module that the last training built."""
+        self.written: list[Path] = []
+        """Files outside the run's folders that the hook ``train`` wrote."""
+        self.train_seconds = 0.0
+
+    @hookimpl(wrapper=True)
+    def sources(self) -> Generator[None, Sequence[Source], Sequence[Source]]:
+        """Put ``rows`` in the place of the sources."""
+        found = yield
+        rows = self.rows
+        return found if rows is None else (Source("sample", "generated", "CC0-1.0", lambda paths: rows),)
+
+    @hookimpl(wrapper=True)
+    def model(self) -> Generator[None, Any, Any]:
+        """Remember the module."""
+        self.module = yield
+        return self.module
+
+    @hookimpl(wrapper=True)
+    def loss(self) -> Generator[None, Any, Any]:
+        """Count, and die where asked to."""
+        self.losses.append(time.monotonic())
+        if len(self.losses) == self.kill_at:
+            raise Killed
+        return (yield)
+
+    @hookimpl(wrapper=True)
+    def train(self, run: Run) -> Generator[None, bool, bool]:
+        """Measure, and watch what is written."""
+        self.losses, self.module = [], None
+        began = time.monotonic()
+        with watch_writes(run.out, run.work) as written:
+            done = yield
+        self.written = written
+        self.train_seconds = time.monotonic() - began
+        return done
