@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from scenarium.core import datasets, report
+from scenarium.core.compare import reaches_floor
 from scenarium.core.errors import ScenariumError
 from scenarium.core.manifest import Manifest, PluginRef
 from scenarium.core.progress import Progress
@@ -25,7 +26,7 @@ from scenarium.core.registry import Scenario
 from scenarium.core.runtime import STATE, Runtime
 from scenarium.core.store import PRODUCTION, Store, Version
 from scenarium.core.tracking import Tracker
-from scenarium.core.types import Data, Metric
+from scenarium.core.types import Data
 
 
 @dataclass
@@ -89,9 +90,9 @@ def train(
         tracker.finish(manifest, version.folder)
     shutil.rmtree(run_folder, ignore_errors=True)
     first = PRODUCTION not in store.aliases(scenario.name)["aliases"]
-    promoted = first and _above_floor(manifest)
+    promoted = first and reaches_floor(manifest)
     if promoted:
-        store.set_alias(scenario.name, PRODUCTION, version.number, "the first version above its floor")
+        store.set_alias(scenario.name, PRODUCTION, version.number, "the first version that reached its floor", action="first")
     return Trained(version, promoted, time.monotonic() - began)
 
 
@@ -141,15 +142,6 @@ def _measure(run: Run, data: Data, store: Store, tags: dict[str, str]) -> Manife
     )
     report.write(run.out / "report.html", manifest, run.curves, figures)
     return manifest
-
-
-def _above_floor(manifest: Manifest) -> bool:
-    metric: Metric = manifest.metric
-    value = manifest.metrics.get(metric.name)
-    floor = metric.floor
-    if floor is None and manifest.baseline:
-        floor = manifest.baseline.metrics.get(metric.name)
-    return value is not None and (floor is None or value == floor or metric.better(value, floor))
 
 
 def _fingerprint(scenario: Scenario, data: Data) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,15 @@ from scenarium.core.registry import Scenario
 from scenarium.core.types import Signature, Traits
 
 STATE = "state.json"
+
+
+@dataclass(slots=True)
+class Times:
+    """Nanoseconds that a batch spent in each step."""
+
+    preprocess: int = 0
+    forward: int = 0
+    postprocess: int = 0
 
 
 class Runtime:
@@ -33,10 +44,19 @@ class Runtime:
 
     @classmethod
     def open(cls, scenario: Scenario, folder: Path, manifest: Manifest, device: str = "cpu") -> Runtime:
-        """Load a stored version: its own data, model and train settings, and ``serve`` as it is configured now."""
-        stored = type(scenario.config).model_validate({**manifest.config, "serve": scenario.config.serve.model_dump()})
+        """Load a stored version: its own data, model and train settings, and ``serve`` as it is configured now.
+
+        Raises:
+            ScenariumError: SCN-5003 (the installed plugin cannot read it), SCN-5005 (it no longer gives its stored answer).
+        """
+        from scenarium.core import acceptance
+
+        acceptance.check_plugin(scenario, manifest)
+        stored = acceptance.stored_config(scenario, manifest)
         state = json.loads((folder / STATE).read_text(encoding="utf8"))
-        return cls(scenario.with_config(stored), state, folder, device, manifest.traits)
+        runtime = cls(scenario.with_config(stored), state, folder, device, manifest.traits)
+        acceptance.check_answer(runtime, manifest)
+        return runtime
 
     @property
     def max_batch_size(self) -> int:
@@ -48,8 +68,8 @@ class Runtime:
         request: BaseModel = decode(body, content_type, self.schema.request)
         return request
 
-    def predict(self, requests: Sequence[BaseModel]) -> list[BaseModel | Exception]:
-        """Answer each request, in order, with its answer or its own error.
+    def predict(self, requests: Sequence[BaseModel], times: Times | None = None) -> list[BaseModel | Exception]:
+        """Answer each request, in order, with its answer or its own error. ``times`` is added to.
 
         Items are grouped by shape, so no request is padded to a much longer neighbour. Where a group raises and the scenario is
         pure, it is halved until the item that raises stands alone.
@@ -57,6 +77,9 @@ class Runtime:
         answers: list[BaseModel | Exception | None] = [None] * len(requests)
         buckets: dict[Any, list[tuple[int, Any]]] = {}
         hook, config = self.scenario.hook, self.scenario.config
+        times = times or Times()
+        clock = time.perf_counter_ns
+        began = clock()
         for index, request in enumerate(requests):
             try:
                 item = hook.preprocess(config=config, processor=self.processor, request=request)
@@ -64,11 +87,17 @@ class Runtime:
                 answers[index] = self._fault(fault)
             else:
                 buckets.setdefault(_bucket(item), []).append((index, item))
+        times.preprocess += clock() - began
         for bucket in buckets.values():
             for start in range(0, len(bucket), self.max_batch_size):
                 part = bucket[start : start + self.max_batch_size]
-                for (index, _), output in zip(part, self._outputs([item for _, item in part]), strict=True):
+                began = clock()
+                outputs = self._outputs([item for _, item in part])
+                ended = clock()
+                for (index, _), output in zip(part, outputs, strict=True):
                     answers[index] = self._answer(requests[index], output)
+                times.forward += ended - began
+                times.postprocess += clock() - ended
         return [answer if answer is not None else ScenariumError("SCN-4003", name=self.scenario.name, reason="no answer") for answer in answers]
 
     def stream(self, request: BaseModel) -> Iterator[Any]:

@@ -1,28 +1,42 @@
-"""Where versions live: ``scenarios/<name>/<n>/`` under any fsspec URL, with ``manifest.json`` written last as the commit."""
+"""Where versions live: ``scenarios/<name>/<n>/`` under any fsspec URL, and aliases that point at them.
+
+On a local disk a version appears by one rename of a finished folder, so a killed process leaves nothing half-made; on an
+object store, which cannot rename, ``manifest.json`` is written last and its presence is the commit. Writers on one disk are
+kept apart by a file lock; an object store takes the exclusive creation of a marker for the number, and the last alias wins.
+"""
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import os
 import shutil
+import sqlite3
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
+from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
+from pydantic import ValidationError
 
+from scenarium.core.cache import cache_home
 from scenarium.core.errors import ScenariumError
-from scenarium.core.manifest import FileRef, Manifest
+from scenarium.core.hashes import HashMemory, sha256
+from scenarium.core.manifest import FORMAT, FileRef, Manifest
 
 MANIFEST = "manifest.json"
 ALIASES = "aliases.json"
 PRODUCTION = "production"
+CLAIM = ".claim"
+"""Marker that takes a version number on an object store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +52,36 @@ class Store:
     """The versions and aliases of all scenarios under one URL."""
 
     def __init__(self, url: str, cache: Path | None = None) -> None:
-        self.fs, root = fsspec.core.url_to_fs(url)
+        # Another process may write at any time, so no listing is remembered.
+        self.fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        self.url = url
         self.root = root.rstrip("/")
         self.local = isinstance(self.fs, LocalFileSystem)
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self.cache = cache or Path(base) / "scenarium" / "versions" / hashlib.sha256(url.encode()).hexdigest()[:16]
+        self.cache = cache or cache_home() / "versions" / hashlib.sha256(url.encode()).hexdigest()[:16]
 
     def path(self, *parts: object) -> str:
         """The full path of something in the store."""
         return "/".join([self.root, "scenarios", *map(str, parts)])
 
-    def versions(self, name: str) -> list[int]:
-        """Numbers of the committed versions of a scenario, ascending."""
+    def lock(self, name: str) -> AbstractContextManager[Any]:
+        """Keeps other writers of one scenario out, on a local disk."""
+        if not self.local:
+            return nullcontext()
+        Path(self.path(name)).mkdir(parents=True, exist_ok=True)
+        return FileLock(self.path(name, ".lock"))
+
+    # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _numbers(self, name: str) -> list[int]:
         try:
-            entries = self.fs.ls(self.path(name), detail=False, refresh=True) if not self.local else self.fs.ls(self.path(name), detail=False)
+            entries = self.fs.ls(self.path(name), detail=False)
         except FileNotFoundError:
             return []
-        numbers = [int(leaf) for leaf in (entry.rstrip("/").rpartition("/")[2] for entry in entries) if leaf.isdigit()]
-        return sorted(n for n in numbers if self.fs.exists(self.path(name, n, MANIFEST)))
+        return sorted(int(leaf) for leaf in (entry.rstrip("/").rpartition("/")[2] for entry in entries) if leaf.isdigit())
+
+    def versions(self, name: str) -> list[int]:
+        """Numbers of the committed versions of a scenario, ascending."""
+        return [number for number in self._numbers(name) if self.fs.exists(self.path(name, number, MANIFEST))]
 
     def scenarios(self) -> list[str]:
         """Names of the scenarios that have a folder."""
@@ -68,108 +94,85 @@ class Store:
         """The manifest of one version.
 
         Raises:
-            ScenariumError: SCN-5001 (no such version).
+            ScenariumError: SCN-5001 (no such version), SCN-5002 (unreadable), SCN-5004 (written by a later release).
         """
+        path = self.path(name, number, MANIFEST)
         try:
-            return Manifest.model_validate_json(self.fs.cat_file(self.path(name, number, MANIFEST)))
+            text = self.fs.cat_file(path)
         except FileNotFoundError:
             known = ", ".join(map(str, self.versions(name))) or "-"
             raise ScenariumError("SCN-5001", name=name, version=number, known=known) from None
+        try:
+            found = json.loads(text)
+            if found["format"] > FORMAT:
+                raise ScenariumError("SCN-5004", file=path, name=name, version=number, format=found["format"], known=FORMAT)
+            return Manifest.model_validate(found)
+        except (ValueError, KeyError, TypeError, ValidationError) as fault:
+            raise ScenariumError("SCN-5002", file=path, name=name, version=number) from fault
 
     def aliases(self, name: str) -> dict[str, Any]:
-        """Alias to version number, and ``history``: who set what, when and why, the oldest first."""
+        """Alias to version number, and ``history``: who set what, when and why, the oldest first.
+
+        Raises:
+            ScenariumError: SCN-5009 (the file is no JSON).
+        """
         try:
             found: dict[str, Any] = json.loads(self.fs.cat_file(self.path(name, ALIASES)))
         except FileNotFoundError:
             found = {"aliases": {}, "history": []}
+        except ValueError as fault:
+            raise ScenariumError("SCN-5009", file=self.path(name, ALIASES), name=name) from fault
         return found
 
-    def set_alias(self, name: str, alias: str, number: int, reason: str) -> None:
-        """Point ``alias`` at a version, atomically, and add a line to the history."""
-        from datetime import UTC, datetime
-        from getpass import getuser
-
-        record = self.aliases(name)
-        record["history"].append(
-            {"alias": alias, "from": record["aliases"].get(alias), "to": number, "at": datetime.now(UTC).isoformat(), "by": getuser(), "reason": reason}
-        )
-        record["aliases"][alias] = number
-        self._write(self.path(name, ALIASES), json.dumps(record, ensure_ascii=False, indent=1).encode())
-
     def resolve(self, name: str, ref: str | int = PRODUCTION) -> int:
-        """The number behind an alias or a number given as text.
+        """The number behind an alias, ``latest``, or a number given as text.
 
         Raises:
-            ScenariumError: SCN-4004 (nothing trained yet), SCN-5001 (no such version or alias).
+            ScenariumError: SCN-4004 (nothing trained yet), SCN-5001 (no such version or alias), SCN-5010 (trained, but no production).
         """
         numbers = self.versions(name)
+        if not numbers:
+            raise ScenariumError("SCN-4004", name=name)
+        if ref == "latest":
+            return numbers[-1]
         number = int(ref) if str(ref).isdigit() else self.aliases(name)["aliases"].get(ref)
         if number in numbers:
             return int(number)
-        if not numbers or (ref == PRODUCTION and number is None):
-            raise ScenariumError("SCN-4004", name=name)
+        if ref == PRODUCTION and number is None:
+            raise ScenariumError("SCN-5010", name=name, latest=numbers[-1])
         raise ScenariumError("SCN-5001", name=name, version=ref, known=", ".join(map(str, numbers)))
 
+    def previous(self, name: str, alias: str = PRODUCTION) -> int | None:
+        """The version to which a rollback of ``alias`` would return: the one before it, past rollbacks undone."""
+        stack: list[int] = []
+        for entry in self.aliases(name)["history"]:
+            if entry["alias"] != alias:
+                continue
+            if entry["action"] == "rollback" and entry["to"] in stack:
+                while stack[-1] != entry["to"]:
+                    stack.pop()
+            elif not stack or stack[-1] != entry["to"]:
+                stack.append(entry["to"])
+        kept = set(self.versions(name))
+        return next((number for number in reversed(stack[:-1]) if number in kept and number != stack[-1]), None)
+
     def open(self, name: str, ref: str | int = PRODUCTION) -> Version:
-        """A version with a local folder whose files match their hashes.
+        """A version with a local folder whose files match their hashes. Hashes of files that did not change are remembered.
 
         Raises:
-            ScenariumError: SCN-4004, SCN-5001, SCN-5002 (a file is missing or was changed).
+            ScenariumError: SCN-4004, SCN-5001, SCN-5002 (a file is missing or was changed), SCN-5004, SCN-5010.
         """
         number = self.resolve(name, ref)
         manifest = self.manifest(name, number)
         folder = Path(self.path(name, number)) if self.local else self._fetch(name, number, manifest)
-        for relative, expected in manifest.files.items():
-            if not (folder / relative).is_file() or sha256(folder / relative) != expected.sha256:
-                raise ScenariumError("SCN-5002", file=folder / relative, name=name, version=number)
+        if changed := _changed(folder, manifest):
+            if not self.local:  # the copy in the cache was damaged, not the store: fetch it once more
+                for relative in changed:
+                    (folder / relative).unlink(missing_ok=True)
+                changed = _changed(self._fetch(name, number, manifest), manifest)
+            if changed:
+                raise ScenariumError("SCN-5002", file=folder / changed[0], name=name, version=number)
         return Version(number, manifest, folder)
-
-    @contextmanager
-    def draft(self, name: str) -> Iterator[Path]:
-        """A scratch folder for a version in the making, on the store's own disk where that is local; removed afterwards."""
-        if self.local:
-            parent = Path(self.path(name))
-            parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=".draft-", dir=parent))
-        else:
-            folder = Path(tempfile.mkdtemp(prefix="scenarium-draft-"))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def commit(self, name: str, draft: Path, manifest: Manifest) -> Version:
-        """Number the draft, hash its files and publish it; the manifest is written last."""
-        manifest.files = {
-            str(path.relative_to(draft)): FileRef(sha256=sha256(path), size=path.stat().st_size) for path in sorted(draft.rglob("*")) if path.is_file()
-        }
-        number = self._claim(name)
-        manifest.version = number
-        target = self.path(name, number)
-        for relative in manifest.files:
-            if self.local:
-                destination = Path(target) / relative
-                destination.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(draft / relative, destination)
-            else:
-                self.fs.put_file(str(draft / relative), f"{target}/{relative}")
-        self._write(f"{target}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
-        return self.open(name, number)
-
-    def _claim(self, name: str) -> int:
-        """Take the next free number. On a local disk the folder's creation is the lock."""
-        try:
-            taken = [int(leaf) for leaf in (e.rstrip("/").rpartition("/")[2] for e in self.fs.ls(self.path(name), detail=False)) if leaf.isdigit()]
-        except FileNotFoundError:
-            taken = []
-        number = max(taken, default=0) + 1
-        while self.local:
-            try:
-                Path(self.path(name, number)).mkdir(parents=True)
-                break
-            except FileExistsError:
-                number += 1
-        return number
 
     def _fetch(self, name: str, number: int, manifest: Manifest) -> Path:
         folder = self.cache / name / str(number)
@@ -178,25 +181,161 @@ class Store:
             if not path.is_file() or path.stat().st_size != expected.size:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-                self.fs.get_file(self.path(name, number, relative), str(part))
-                os.replace(part, path)
+                try:
+                    self.fs.get_file(self.path(name, number, relative), str(part))
+                    os.replace(part, path)
+                except FileNotFoundError:
+                    continue  # named by the hash check that follows
+                finally:
+                    part.unlink(missing_ok=True)
         return folder
 
-    def _write(self, path: str, content: bytes) -> None:
+    # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def set_alias(self, name: str, alias: str, number: int, reason: str, *, action: str = "promote", forced: bool = False) -> None:
+        """Point ``alias`` at a version, atomically, add a line to the history, and derive ``models/`` anew.
+
+        Raises:
+            ScenariumError: SCN-5001 (no such version), SCN-5008 (the alias is set, but ``models/`` could not be written).
+        """
+        from scenarium.core import triton_repository
+
+        with self.lock(name):
+            self.resolve(name, number)
+            record = self.aliases(name)
+            entry = {"alias": alias, "action": action, "from": record["aliases"].get(alias), "to": number, "at": datetime.now(UTC).isoformat()}
+            record["history"].append({**entry, "by": _user(), "reason": reason, "forced": forced})
+            record["aliases"][alias] = number
+            self.write(self.path(name, ALIASES), json.dumps(record, ensure_ascii=False, indent=1).encode())
+            triton_repository.derive(self, name)
+
+    @contextmanager
+    def draft(self, name: str) -> Iterator[Path]:
+        """A scratch folder for a version in the making, on the store's own disk where that is local; removed afterwards.
+
+        Drafts whose process died are removed too: a draft's lock is released by the system when its process ends.
+        """
+        if not self.local:
+            with tempfile.TemporaryDirectory(prefix="scenarium-draft-", ignore_cleanup_errors=True) as scratch:
+                yield Path(scratch)
+            return
+        with self.lock(name):
+            self._sweep(name)
+            folder = Path(tempfile.mkdtemp(prefix=".draft-", dir=self.path(name)))
+            alive = FileLock(f"{folder}.lock", thread_local=False)
+            alive.acquire()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            alive.release()
+            Path(alive.lock_file).unlink(missing_ok=True)
+
+    def _sweep(self, name: str) -> None:
+        for folder in Path(self.path(name)).glob(".draft-*"):
+            lock = FileLock(str(folder) if folder.suffix == ".lock" else f"{folder}.lock", thread_local=False)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            shutil.rmtree(Path(lock.lock_file).with_suffix(""), ignore_errors=True)
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+    def commit(self, name: str, draft: Path, manifest: Manifest) -> Version:
+        """Hash the draft's files, number it and publish it. The draft's folder becomes the version's."""
+        paths = sorted(path for path in draft.rglob("*") if path.is_file() and path.name != MANIFEST)
+        for path in paths:
+            _sync(path)
+        manifest.files = {path.relative_to(draft).as_posix(): FileRef(sha256=sha256(path), size=path.stat().st_size) for path in paths}
+        with self.lock(name):
+            number = manifest.version = self._claim(name)
+            text = manifest.model_dump_json(indent=1).encode()
+            target = self.path(name, number)
+            if self.local:
+                self.write(f"{draft.as_posix()}/{MANIFEST}", text)
+                draft.chmod(0o755)  # mkdtemp makes folders that the gateway's user could not enter
+                _sync(draft)
+                os.rename(draft, target)
+                _sync(Path(self.path(name)))
+            else:
+                for relative in manifest.files:
+                    self.fs.put_file(str(draft / relative), f"{target}/{relative}")
+                self.write(f"{target}/{MANIFEST}", text)
+        return self.open(name, number)
+
+    def _claim(self, name: str) -> int:
+        """The next free number. On a local disk the scenario's lock is held; an object store creates the marker exclusively."""
+        number = max(self._numbers(name), default=0) + 1
+        while not self.local:
+            try:
+                self.fs.pipe_file(self.path(name, number, CLAIM), b"", mode="create")
+                break
+            except FileExistsError:
+                number += 1
+        return number
+
+    def delete(self, name: str, numbers: Sequence[int]) -> None:
+        """Delete versions. Without its manifest a version is gone, so that goes first."""
+        with self.lock(name):
+            for number in numbers:
+                self.fs.rm_file(self.path(name, number, MANIFEST))
+                self.fs.rm(self.path(name, number), recursive=True)
+                shutil.rmtree(self.cache / name / str(number), ignore_errors=True)
+
+    def prunable(self, name: str, keep: int) -> list[int]:
+        """The versions that no alias names, that are not among the last ``keep``, and to which no rollback would return."""
+        record = self.aliases(name)
+        held = {*record["aliases"].values(), *(self.previous(name, alias) for alias in record["aliases"])}
+        numbers = self.versions(name)
+        return [number for number in numbers[: max(0, len(numbers) - max(keep, 1))] if number not in held]
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a small file atomically."""
         if not self.local:
             self.fs.pipe_file(path, content)
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
+        try:
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
 
 
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _changed(folder: Path, manifest: Manifest) -> list[str]:
+    """The files of a version that are missing or whose hash differs."""
+    for relative in manifest.files:
+        if PurePosixPath(relative).is_absolute() or ".." in PurePosixPath(relative).parts:
+            return [relative]
+    there = [relative for relative in manifest.files if (folder / relative).is_file()]
+    try:
+        digests = HashMemory().many([folder / relative for relative in there])
+    except (OSError, sqlite3.Error):  # no cache folder to remember them in
+        digests = [sha256(folder / relative) for relative in there]
+    found = dict(zip(there, digests, strict=True))
+    return [relative for relative, expected in manifest.files.items() if found.get(relative) != expected.sha256]
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or folder onto the disk, where the system can."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())

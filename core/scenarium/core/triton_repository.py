@@ -1,0 +1,190 @@
+"""``models/``: a Triton model repository derived from the store, beside its ``scenarios/``.
+
+It holds the aliased versions that have a checked ONNX export, and nothing half-made: one bad folder stops a stock Triton. A
+version's folder is made elsewhere and renamed into place, ``config.pbtxt`` is replaced atomically and names the versions to
+serve (``version_policy { specific }``), and only then folders that it no longer names go. On an object store, which cannot
+rename, the order is the same: files, configuration, removal.
+
+Configuration format: Triton Inference Server, ``model_config.proto``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scenarium.core.errors import ScenariumError
+from scenarium.core.manifest import Manifest
+from scenarium.core.types import TensorSpec
+
+if TYPE_CHECKING:
+    from scenarium.core.store import Store
+
+EXPORT = "model.onnx"
+CONFIG = "config.pbtxt"
+_TYPES = {"bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64", "bfloat16": "BF16"}
+_TYPES |= {f"{sign}int{bits}": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+
+
+def root(store: Store) -> str:
+    """The folder (or fsspec path) of the Triton repository."""
+    return f"{store.root}/models"
+
+
+def rebuild(store: Store) -> list[str]:
+    """Derive every scenario anew and remove folders of scenarios that are gone; the names that are in the repository now."""
+    names = store.scenarios()
+    for stray in sorted(set(_children(store, root(store))) - set(names)):
+        _discard(store, f"{root(store)}/{stray}")
+    for name in names:
+        with store.lock(name):
+            derive(store, name)
+    return sorted(set(_children(store, root(store))))
+
+
+def derive(store: Store, name: str) -> list[int]:
+    """Bring one scenario's folder in line with its aliases; the versions that it holds now. The caller holds the scenario's lock.
+
+    Raises:
+        ScenariumError: SCN-5002 (an aliased version is damaged), SCN-5008 (the folder cannot be written).
+    """
+    served = _served(store, name)
+    folder = f"{root(store)}/{name}"
+    try:
+        if not served:
+            if store.fs.exists(folder):
+                _discard(store, folder)
+            return []
+        numbers = sorted(served)
+        if store.local:
+            _derive_local(store, name, folder, served)
+        else:
+            _derive_remote(store, name, folder, served)
+        for child in _children(store, folder):
+            if child.isdigit() and int(child) not in numbers:
+                _discard(store, f"{folder}/{child}")
+        return numbers
+    except OSError as fault:
+        raise ScenariumError("SCN-5008", file=folder, name=name, reason=str(fault)) from fault
+
+
+def _served(store: Store, name: str) -> dict[int, Manifest]:
+    """The aliased versions with an export whose tensors are those of the first of them: one folder has one configuration.
+
+    ``production`` goes first; a candidate with other tensors can be tried in the gateway, not in the same Triton model.
+    """
+    aliases: dict[str, int] = store.aliases(name)["aliases"]
+    served: dict[int, Manifest] = {}
+    for alias in sorted(aliases, key=lambda a: (a != "production", a)):
+        number = aliases[alias]
+        manifest = store.manifest(name, number)
+        if number in served or EXPORT not in manifest.exports or not manifest.inputs:
+            continue
+        if served and manifest.signature != next(iter(served.values())).signature:
+            continue
+        served[number] = manifest
+    return served
+
+
+def _files(manifest: Manifest) -> list[str]:
+    """The export and its external data."""
+    return [relative for relative in manifest.files if relative == EXPORT or relative.startswith(f"{EXPORT}.") or relative.startswith("model.onnx_")]
+
+
+def _derive_local(store: Store, name: str, folder: str, served: dict[int, Manifest]) -> None:
+    target = Path(folder)
+    staging = Path(store.root) / ".staging" / uuid.uuid4().hex
+    made = staging / name
+    made.mkdir(parents=True)
+    try:
+        for number, manifest in served.items():
+            if _whole(target / str(number), manifest):
+                continue
+            version = store.open(name, number)
+            (made / str(number)).mkdir()
+            for relative in _files(manifest):
+                _link(version.folder / relative, made / str(number) / relative)
+        (made / CONFIG).write_text(configuration(name, served), encoding="utf8")
+        if not (target / CONFIG).is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)  # made by hand or by something else: not ours, and not loadable
+            os.rename(made, target)
+            return
+        for number in served:
+            if (made / str(number)).is_dir():
+                if (target / str(number)).exists():
+                    _discard(store, f"{folder}/{number}")
+                os.rename(made / str(number), target / str(number))
+        os.replace(made / CONFIG, target / CONFIG)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _whole(folder: Path, manifest: Manifest) -> bool:
+    return all((folder / file).is_file() and (folder / file).stat().st_size == manifest.files[file].size for file in _files(manifest))
+
+
+def _derive_remote(store: Store, name: str, folder: str, served: dict[int, Manifest]) -> None:
+    present = _children(store, folder)
+    for number, manifest in served.items():
+        if str(number) not in present:
+            for relative in _files(manifest):
+                store.fs.cp_file(store.path(name, number, relative), f"{folder}/{number}/{relative}")
+    store.write(f"{folder}/{CONFIG}", configuration(name, served).encode())
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without hard links
+        shutil.copy2(source, target)
+
+
+def _children(store: Store, folder: str) -> list[str]:
+    try:
+        return [entry.rstrip("/").rpartition("/")[2] for entry in store.fs.ls(folder, detail=False)]
+    except FileNotFoundError:
+        return []
+
+
+def _discard(store: Store, folder: str) -> None:
+    """Take a folder out of the repository: at once where the disk can rename."""
+    if not store.local:
+        store.fs.rm(folder, recursive=True)
+        return
+    staging = Path(store.root) / ".staging"
+    staging.mkdir(exist_ok=True)
+    doomed = staging / uuid.uuid4().hex
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def configuration(name: str, served: dict[int, Manifest]) -> str:
+    """``config.pbtxt`` of one scenario. Batch axis left out, free axes -1, as Triton wants them."""
+    manifest = next(iter(served.values()))
+    versions = ", ".join(map(str, sorted(served)))
+    return "\n".join(
+        [
+            f'name: "{name}"',
+            'platform: "onnxruntime_onnx"',
+            f"max_batch_size: {manifest.max_batch_size}",
+            *_tensors("input", manifest.inputs),
+            *_tensors("output", manifest.outputs),
+            "dynamic_batching { }",
+            f"version_policy {{ specific {{ versions: [ {versions} ] }} }}",
+            "",
+        ]
+    )
+
+
+def _tensors(kind: str, specs: Sequence[TensorSpec]) -> list[str]:
+    lines = []
+    for spec in specs:
+        # Triton knows no tensor without an axis beside the batch: one of length 1 is declared and reshaped away.
+        dims, reshape = (", ".join(map(str, spec.shape)), "") if spec.shape else ("1", " reshape { shape: [ ] }")
+        lines.append(f'{kind} [ {{ name: "{spec.name}" data_type: TYPE_{_TYPES[spec.dtype]} dims: [ {dims} ]{reshape} }} ]')
+    return lines
