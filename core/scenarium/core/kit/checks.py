@@ -97,8 +97,8 @@ class Runner:
         return self.results[name]
 
     def _run(self, check: Check) -> Result:
-        if reason := self.subject.declaration.exempt.get(check.name):
-            return Result(check, "exempt", en=reason, zh=reason)
+        if stated := self.subject.declaration.exempt.get(check.name):
+            return Result(check, "exempt", en=stated, zh=stated)
         for name in check.after:
             if self.result(name).status in ("failed", "blocked"):
                 return Result(check, "blocked", en=f"needs {name}", zh=f"以 {name} 为前提")
@@ -126,7 +126,7 @@ def author_frame(fault: BaseException, home: Path | None) -> traceback.FrameSumm
     """The innermost frame of the author's own files, else the innermost of all."""
     frames = traceback.extract_tb(fault.__traceback__)
     own = [frame for frame in frames if home and Path(frame.filename).is_relative_to(home)]
-    return (own or list(frames) or [None])[-1]
+    return own[-1] if own else frames[-1] if frames else None
 
 
 def _with_author(error: ScenariumError, home: Path | None) -> ScenariumError:

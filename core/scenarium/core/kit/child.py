@@ -6,6 +6,7 @@ Run as ``python -m scenarium.core.kit.child`` with a job (JSON) on standard inpu
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import subprocess
 import sys
@@ -147,7 +148,7 @@ def _growth(runtime: Any, requests: list[Any]) -> tuple[int, int]:
         gc.collect()
         marks.append((tracemalloc.get_traced_memory()[0], count))
     tracemalloc.stop()
-    grown = [max(0, after[0] - before[0]) // after[1] for before, after in zip(marks, marks[1:], strict=False)]
+    grown = [max(0, after[0] - before[0]) // after[1] for before, after in itertools.pairwise(marks)]
     return max(0, threading.active_count() - threads), min(grown)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import numpy as np
+
 from scenarium.core.errors import ScenariumError
 from scenarium.core.kit.checks import NotApplicable, check
 from scenarium.core.kit.compare import difference

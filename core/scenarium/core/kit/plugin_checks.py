@@ -6,6 +6,7 @@ import inspect
 from typing import Any, get_args
 
 from pydantic import BaseModel
+
 from scenarium.core import hookspecs
 from scenarium.core.config import ScenarioConfig
 from scenarium.core.errors import ScenariumError
@@ -37,7 +38,7 @@ def required_hooks(s: Subject) -> None:
 
 
 @check("bronze", "plugin", "钩子的类型注解与规范一致", after=("loads",))
-def annotations(s: Subject) -> None:
+def annotated(s: Subject) -> None:
     """The hooks' annotations agree with the specification"""
     for name in s.implemented:
         own = getattr(s.scenario.implementation, name)

@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 import pytest
+
 from scenarium.core.kit.checks import Runner, Tier, all_checks
 from scenarium.core.kit.subject import Subject
 
@@ -25,9 +25,9 @@ class ScenarioConformance:
     """Settings for the small training beside those of ``[tool.scenarium] check``."""
 
     @pytest.fixture(scope="class")
-    def runner(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    def runner(self, tmp_path_factory: pytest.TempPathFactory) -> Runner:
         """The runner of this plugin's checks."""
-        yield Runner(Subject.open(self.name, tmp_path_factory.mktemp("kit"), self.sets))
+        return Runner(Subject.open(self.name, tmp_path_factory.mktemp("kit"), self.sets))
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """One item a check. All tiers are collected; those above the plugin's are skipped."""

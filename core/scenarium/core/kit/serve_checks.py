@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
 from scenarium.core.errors import ScenariumError
 from scenarium.core.kit.bad import bad_bodies
 from scenarium.core.kit.checks import NotApplicable, check, raised

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
 from scenarium.core import datasets, pipeline
 from scenarium.core.config import Settings
 from scenarium.core.errors import ScenariumError

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from scenarium.core import pipeline
 from scenarium.core.errors import ScenariumError
 from scenarium.core.kit.checks import NotApplicable, check
@@ -52,7 +53,8 @@ def metric_in_score(s: Subject) -> None:
 def score_pure(s: Subject) -> None:
     """Score is pure: the same rows and answers give the same figures, and stay as they are"""
     rows = s.data.test
-    answers = [answer.model_dump(mode="json") for answer in s.runtime.predict([s.hook.request(config=s.config, row=row) for row in rows]) if _good(answer)]
+    requests = [s.hook.request(config=s.config, row=row) for row in rows]
+    answers = [answer.model_dump(mode="json") for answer in s.runtime.predict(requests) if not isinstance(answer, Exception)]
     if len(answers) != len(rows):
         raise NotApplicable("not every held-out row has an answer", "并非每个保留行都有应答")
     kept = copy.deepcopy((rows, answers))
@@ -99,7 +101,7 @@ def accumulation(s: Subject) -> None:
             batch = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
             loss, weight = s.hook.loss(config=s.config, signature=signature, model=module, batch=batch)
             total, count = total + loss, count + float(weight)
-        (total / count).backward()
+        torch.autograd.backward(total / count)
         return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
 
     big, small = gradient([slice(None)]), gradient([slice(0, 3), slice(3, 7), slice(7, None)])
@@ -132,6 +134,7 @@ def save_load(s: Subject) -> None:
     if s.probe.module is None or "load" in s.implemented or not (s.trained.folder / WEIGHTS).is_file():
         raise NotApplicable("the plugin loads by itself", "插件自行载入模型")
     from safetensors.torch import load_model
+
     from scenarium.core.engines.torch_engine import TorchEngine
 
     # The trainer may have kept the best weights rather than the last; what the file does not hold is still in the module.
@@ -193,10 +196,6 @@ def _tensors(path: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     return dict(load_file(path))
-
-
-def _good(answer: object) -> bool:
-    return not isinstance(answer, Exception)
 
 
 def _is_pickle(path: Path) -> bool:
