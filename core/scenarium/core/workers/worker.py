@@ -1,0 +1,306 @@
+"""One worker process: loads a version, says that it is ready, and answers batches until it is told to stop.
+
+A reader thread always listens, so that a cancel, a ping or the end of the gateway is noticed during a long forward.
+``concurrency = "batch"`` runs one ``predict_batch`` at a time in the main thread; ``n`` runs up to n items in threads.
+
+Started by fork from a zygote, or as ``python -m scenarium.core.workers.worker FD`` where fork is unsafe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+from pydantic_core import to_json
+
+from scenarium.core.errors import ScenariumError
+from scenarium.core.manifest import Manifest
+from scenarium.core.registry import Plugin, Registry, Scenario
+from scenarium.core.runtime import Runtime, Times
+from scenarium.core.settings import Flat, Origin, Settings
+from scenarium.core.workers import frames
+from scenarium.core.workers.frames import Answer, Item
+
+
+class Open(NamedTuple):
+    """An item that came in, and when (``time.monotonic``)."""
+
+    item: Item
+    since: float
+
+
+class Worker:
+    """Answers the frames of one socket with one loaded version."""
+
+    def __init__(self, sock: socket.socket, runtime: Runtime) -> None:
+        self.sock = sock
+        self.runtime = runtime
+        self.log_payloads = runtime.scenario.config.serve.log_payloads
+        self.inbox: queue.SimpleQueue[list[Open] | None] = queue.SimpleQueue()
+        """Batches to run in the main thread; None: drain."""
+        self.cancelled: set[int] = set()
+        self.open: set[int] = set()
+        self._write = threading.Lock()
+        concurrency = runtime.traits.concurrency
+        self.pool = ThreadPoolExecutor(concurrency, "item") if isinstance(concurrency, int) else None
+
+    def run(self, reader: frames.Reader) -> None:
+        """Serve until drained. The end of the gateway ends the process at once."""
+        threading.Thread(target=self._listen, args=(reader,), name="reader", daemon=True).start()
+        while (batch := self.inbox.get()) is not None:
+            if self.pool is None:
+                self._batch(batch)
+            else:
+                for entry in batch:
+                    self.pool.submit(self._single, entry)
+        if self.pool:
+            self.pool.shutdown(wait=True)
+
+    def send(self, data: bytes) -> None:
+        """Write whole frames."""
+        with self._write:
+            self.sock.sendall(data)
+
+    def _listen(self, reader: frames.Reader) -> None:
+        try:
+            while received := reader():
+                kind, body = received
+                if kind == frames.BATCH:
+                    now = time.monotonic()
+                    batch = [Open(item, now) for item in frames.read_batch(body)]
+                    self.open.update(entry.item.rid for entry in batch)
+                    self.inbox.put(batch)
+                elif kind == frames.CANCEL:
+                    (rid,) = frames.RID.unpack(body)
+                    if rid in self.open:
+                        self.cancelled.add(rid)
+                elif kind == frames.PING:
+                    self.send(frames.rid_frame(frames.PONG, frames.RID.unpack(body)[0]))
+                elif kind == frames.DRAIN:
+                    self.inbox.put(None)
+        except (OSError, ValueError):
+            pass
+        # The gateway is gone, or out of step: no answer can reach anyone, whatever the main thread is computing.
+        os._exit(1)
+
+    def _batch(self, batch: list[Open]) -> None:
+        """Answer the items of one batch: those that predict together, streams one after another."""
+        predicts = [entry for entry in batch if entry.item.mode == frames.PREDICT]
+        if predicts:
+            self._predict(predicts)
+        for entry in batch:
+            if entry.item.mode == frames.STREAM:
+                self._stream(entry)
+
+    def _single(self, entry: Open) -> None:
+        try:
+            if entry.item.mode == frames.STREAM:
+                self._stream(entry)
+            else:
+                self._predict([entry])
+        except OSError:
+            os._exit(1)
+
+    def _live(self, batch: list[Open], now: float) -> list[Open]:
+        """Those that someone still waits for. The gateway has ended the others already, so they get no answer."""
+        live = []
+        for entry in batch:
+            if entry.item.rid in self.cancelled or (now - entry.since) * 1000 > entry.item.remaining_ms:
+                self._close(entry.item.rid)
+                self.send(self._answer(entry, 504, Times(), now, b""))
+            else:
+                live.append(entry)
+        return live
+
+    def _predict(self, batch: list[Open]) -> None:
+        began = time.monotonic()
+        batch = self._live(batch, began)
+        times = Times()
+        requests: list[BaseModel] = []
+        asked: list[Open] = []
+        out: list[bytes] = []
+        for entry in batch:
+            try:
+                requests.append(self.runtime.decode(entry.item.body, entry.item.content_type))
+                asked.append(entry)
+            except Exception as fault:
+                out.append(self._problem(entry, fault, times, began))
+        times.preprocess = int((time.monotonic() - began) * 1e9)
+        for entry, request, answer in zip(asked, requests, self.runtime.predict(requests, times), strict=True):
+            out.append(self._finish(entry, request, answer, times, began))
+        for entry in batch:
+            self._close(entry.item.rid)
+        self.send(b"".join(out))
+
+    def _finish(self, entry: Open, request: BaseModel, answer: BaseModel | Exception, times: Times, began: float) -> bytes:
+        if not isinstance(answer, BaseException):
+            try:
+                body = answer.model_dump_json().encode()
+            except Exception as fault:
+                answer = fault
+            else:
+                if self.log_payloads:
+                    self._log(entry, request, {"answer": json.loads(body)})
+                return self._answer(entry, 200, times, began, body)
+        if self.log_payloads:
+            self._log(entry, request, {"error": self._error(answer).problem()})
+        return self._problem(entry, answer, times, began)
+
+    def _stream(self, entry: Open) -> None:
+        item, began, times = entry.item, time.monotonic(), Times()
+        if not self._live([entry], began):
+            return
+        status, body = 200, b""
+        try:
+            parts = self.runtime.stream(self.runtime.decode(item.body, item.content_type))
+            try:
+                for part in parts:
+                    if item.rid in self.cancelled or (time.monotonic() - entry.since) * 1000 > item.remaining_ms:
+                        status = 504
+                        break
+                    self.send(frames.rid_frame(frames.CHUNK, item.rid, to_json(part)))
+            finally:
+                close = getattr(parts, "close", None)
+                if close:
+                    close()
+        except OSError:
+            raise
+        except Exception as fault:
+            error = self._error(fault)
+            status, body = error.status, to_json(error.problem(item.language))
+        times.forward = int((time.monotonic() - began) * 1e9)
+        self._close(item.rid)
+        self.send(self._answer(entry, status, times, began, body, frames.END))
+
+    def _close(self, rid: int) -> None:
+        self.open.discard(rid)
+        self.cancelled.discard(rid)
+
+    def _error(self, fault: BaseException) -> ScenariumError:
+        """A fault as an error with a code; what the plugin did not mean to raise is written to the log with its traceback."""
+        if not isinstance(fault, ScenariumError):
+            wrapped = ScenariumError("SCN-4003", name=self.runtime.scenario.name, reason=f"{type(fault).__name__}: {fault}")
+            wrapped.__cause__ = fault
+            fault = wrapped
+        if fault.__cause__ is not None and fault.status >= 500:
+            traceback.print_exception(fault.__cause__)
+        return fault
+
+    def _problem(self, entry: Open, fault: BaseException, times: Times, began: float) -> bytes:
+        error = self._error(fault)
+        return self._answer(entry, error.status, times, began, to_json(error.problem(entry.item.language)))
+
+    def _answer(self, entry: Open, status: int, times: Times, began: float, body: bytes, kind: int = frames.ITEM) -> bytes:
+        waited = int((began - entry.since) * 1e6)
+        answer = Answer(entry.item.rid, status, waited, times.preprocess // 1000, times.forward // 1000, times.postprocess // 1000, body)
+        return frames.answer_frame(answer, kind)
+
+    def _log(self, entry: Open, request: BaseModel, outcome: dict[str, Any]) -> None:
+        name = self.runtime.scenario.name
+        record = self.runtime.scenario.hook.log_entry(scenario=name, entry={"request": request.model_dump(mode="json"), **outcome})
+        self.send(frames.rid_frame(frames.LOG, entry.item.rid, to_json({**record, "traceparent": entry.item.trace})))
+
+
+def serve(sock: socket.socket) -> None:
+    """The whole life of a worker on ``sock``: hello, load, check, ready, run."""
+    reader = frames.Reader(sock)
+    received = reader()
+    if received is None:
+        return
+    kind, body = received
+    hello = json.loads(bytes(body))
+    if kind != frames.HELLO or hello["proto"] != frames.PROTO:
+        raise ValueError(f"frame {kind} of protocol {hello.get('proto')}")
+    try:
+        set_threads(hello["threads"])
+        runtime = open_runtime(hello)
+    except BaseException as fault:  # a plugin may raise SystemExit
+        sock.sendall(json_fault(fault, hello["scenario"]))
+        return
+    manifest = Manifest.model_validate(hello["manifest"])
+    schema = json.dumps([manifest.request_schema, manifest.response_schema], sort_keys=True).encode()
+    ready = {
+        "proto": frames.PROTO,
+        "pid": os.getpid(),
+        "schema": hashlib.sha256(schema).hexdigest(),
+        "max_batch": runtime.max_batch_size,
+        "concurrency": runtime.traits.concurrency,
+        "pure": runtime.traits.pure,
+        "streams": runtime.traits.streams,
+    }
+    worker = Worker(sock, runtime)
+    worker.send(frames.json_frame(frames.READY, ready))
+    worker.run(reader)
+
+
+def open_runtime(hello: dict[str, Any]) -> Runtime:
+    """Import the plugin, load the version and let it answer its own sample.
+
+    Raises:
+        ScenariumError: whatever is wrong with plugin, settings or version; among it that the answer to the sample changed.
+    """
+    manifest = Manifest.model_validate(hello["manifest"])
+    flat: Flat = {("scenarios", hello["scenario"], "serve", key): (value, Origin("file", "scenarios.toml")) for key, value in hello["serve"].items()}
+    settings = Settings(flat, None)
+    scenario = Scenario(hello["scenario"], Plugin(**hello["plugin"]), settings, Registry(settings, {}).extensions)
+    return Runtime.open(scenario, Path(hello["folder"]), manifest, choose_device(hello["device"]))
+
+
+def json_fault(fault: BaseException, name: str) -> bytes:
+    """The frame that tells why the worker cannot serve. The traceback goes to the log."""
+    if isinstance(fault, ScenariumError):
+        if fault.__cause__ is not None:
+            traceback.print_exception(fault.__cause__)
+    else:
+        traceback.print_exception(fault)
+        fault = ScenariumError("SCN-4003", name=name, reason=f"{type(fault).__name__}: {fault}")
+    return frames.json_frame(frames.FAULT, {"code": fault.code, "en": fault.problem("en"), "zh": fault.problem("zh")})
+
+
+def choose_device(wanted: str) -> str:
+    """``auto`` is the first GPU where torch sees one, else the processor. Never imports torch."""
+    if wanted != "auto":
+        return wanted
+    torch = sys.modules.get("torch")
+    return "cuda:0" if torch and torch.cuda.is_available() else "cpu"
+
+
+def set_threads(threads: int) -> None:
+    """Limit the pools of the libraries that this process has imported or will import."""
+    os.environ["SCENARIUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(threads)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads)
+
+
+def reseed() -> None:
+    """Give this process random numbers of its own: a fork inherits the generators' state."""
+    random.seed()
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(int.from_bytes(os.urandom(4), "little"))
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(int.from_bytes(os.urandom(7), "little"))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serve the socket whose number is the only argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    serve(socket.socket(fileno=int(argv[1])))
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,141 @@
+"""The zygote: a single-threaded process that has imported what workers share, and forks them on command.
+
+It runs no operation and touches no device, so that a fork is safe and cheap; ``gc.freeze`` keeps the shared pages shared. It
+speaks JSON over a sequenced-packet socket:
+
+- to it: ``{"fork": id}`` with two descriptors (the worker's socket, its stderr); ``{"retire": true}``: exit, leave the children
+- from it: ``{"ready": true, "failed": {module: reason}}``; ``{"id": id, "pid": pid}`` with the child's pidfd; ``{"exit": pid, "status": code}``
+
+The socket's end without ``retire`` means that the gateway was killed: the children are ended too.
+
+Started as ``python -m scenarium.core.workers.zygote FD MODULE…``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+
+BARE = ("scenarium.core.workers.worker", "scenarium.core.defaults", "numpy", "pydantic", "tokenizers", "PIL.Image", "pluggy", "python_multipart")
+"""What every worker needs or, where it is installed, may need."""
+TORCH = (*BARE, "torch", "safetensors.torch", "scenarium.core.engines.torch_engine")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Import, freeze, and fork until the gateway goes."""
+    control = socket.socket(fileno=int(argv[1]))
+    # A signal to the process group (Ctrl-C, systemd) must not end workers before the gateway has drained them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    failed = {}
+    for module in argv[2:]:
+        try:
+            importlib.import_module(module)
+        except BaseException as fault:
+            failed[module] = f"{type(fault).__name__}: {fault}"
+    gc.collect()
+    gc.freeze()
+    control.send(json.dumps({"ready": True, "failed": failed}).encode())
+    _loop(control)
+
+
+def _loop(control: socket.socket) -> None:
+    awake, wake = os.pipe()
+    for end in (awake, wake):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    children: set[int] = set()
+    while True:
+        ready, _, _ = select.select([control, awake], [], [])
+        if awake in ready:
+            os.read(awake, 4096)
+            _reap(control, children)
+        if control in ready:
+            message, fds, _, _ = socket.recv_fds(control, 65536, 2)
+            if not message:
+                _end(children)
+                return
+            command = json.loads(message)
+            if "retire" in command:
+                return
+            _fork(control, (awake, wake), command["fork"], fds, children)
+
+
+def _fork(control: socket.socket, pipe: tuple[int, int], ident: int, fds: list[int], children: set[int]) -> None:
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            control.close()
+            for end in pipe:
+                os.close(end)
+            _child(*fds)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+    children.add(pid)
+    pidfd = os.pidfd_open(pid)
+    socket.send_fds(control, [json.dumps({"id": ident, "pid": pid}).encode()], [pidfd])
+    for fd in (pidfd, *fds):
+        os.close(fd)
+
+
+def _child(sock: int, stderr: int) -> None:
+    """What a fork does: its own stderr and random numbers, then a worker's life."""
+    from scenarium.core.workers import worker
+
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(stderr, 1)
+    os.dup2(stderr, 2)
+    os.close(null)
+    os.close(stderr)
+    try:
+        worker.reseed()
+        worker.serve(socket.socket(fileno=sock))
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+
+
+def _reap(control: socket.socket, children: set[int]) -> None:
+    while children:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        children.discard(pid)
+        with contextlib.suppress(OSError):
+            control.send(json.dumps({"exit": pid, "status": os.waitstatus_to_exitcode(status)}).encode())
+
+
+def _end(children: set[int]) -> None:
+    """The gateway was killed: workers see it on their own sockets; one that is stuck in native code is killed."""
+    until = time.monotonic() + 1
+    while children and time.monotonic() < until:
+        pid, _ = os.waitpid(-1, os.WNOHANG)
+        children.discard(pid)
+        if not pid:
+            time.sleep(0.02)
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(sys.argv)

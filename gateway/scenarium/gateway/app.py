@@ -1,0 +1,149 @@
+"""The ASGI app: hot routes, cold routes, and the gateway's life around them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Response
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.routing import Route
+
+from scenarium.core.config import GatewayConfig
+from scenarium.core.errors import ScenariumError
+from scenarium.core.registry import Registry
+from scenarium.core.store import PRODUCTION, Store
+from scenarium.gateway import logs
+from scenarium.gateway.metrics import GatewayCollector
+from scenarium.gateway.predict import Predict
+from scenarium.gateway.services import Service, zygote_kind
+from scenarium.gateway.zygotes import Nursery
+
+POLL_S = 1.0
+"""How often aliases are read: a promoted version is noticed within 5 s even where the store is slow."""
+
+
+class Gateway:
+    """All scenarios of a registry, served from a store."""
+
+    def __init__(self, registry: Registry, store: Store, config: GatewayConfig) -> None:
+        self.registry = registry
+        self.store = store
+        self.config = config
+        self.services: dict[str, Service] = {}
+        self.draining = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def service(self, name: str) -> Service:
+        """The scenario's service.
+
+        Raises:
+            ScenariumError: SCN-1001 (no such scenario), SCN-1002 and SCN-1006 (its plugin cannot be used).
+        """
+        found = self.services.get(name)
+        if found is None:
+            self.registry.plugin(name)  # raises with the nearest names
+            raise ScenariumError("SCN-1001", name=name, nearest=", ".join(sorted(self.services)) or "-")
+        return found
+
+    async def start(self) -> None:
+        """Start every scenario that has a version; returns before they are ready."""
+        self.nursery = Nursery()
+        for name, plugin in self.registry.names().items():
+            self.services[name] = Service(name, plugin, self.registry.serve_config(name), self.registry, self.store, self.nursery)
+        numbers = await asyncio.to_thread(self._numbers)
+        trained = [service for name, service in self.services.items() if numbers[name] is not None]
+        busy = sum(service.config.workers for service in trained)
+        for service in self.services.values():
+            service.threads = service.config.threads or max(1, cores() // max(1, busy))
+        await asyncio.to_thread(self._preload, numbers)
+        for name, service in self.services.items():
+            self._spawn(service.load(numbers[name]))
+        self._spawn(self._poll())
+
+    async def stop(self) -> None:
+        """Finish what is open, then end every worker and zygote."""
+        self.draining = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*(service.close(self.config.drain_s) for service in self.services.values()))
+        await self.nursery.close()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _numbers(self) -> dict[str, int | None]:
+        """The production version of each scenario."""
+        return {name: self.store.aliases(name)["aliases"].get(PRODUCTION) for name in self.services}
+
+    def _preload(self, numbers: dict[str, int | None]) -> None:
+        """Tell the zygotes what the versions' workers share, before the first fork."""
+        for name, number in numbers.items():
+            if number is None:
+                continue
+            try:
+                manifest = self.store.manifest(name, number)
+            except (ScenariumError, ValueError):
+                continue  # told when the version is opened
+            self.nursery.want(zygote_kind(self.services[name].config, manifest), manifest.preload)
+
+    async def _poll(self) -> None:
+        """Notice promoted versions and newly installed packages."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                numbers = await asyncio.to_thread(self._numbers)
+            except Exception as fault:
+                logs.event("warning", "store_unreadable", reason=f"{type(fault).__name__}: {fault}")
+                continue
+            self.nursery.refresh()
+            for name, number in numbers.items():
+                service = self.services[name]
+                if number is not None and number != service.tried:
+                    self._spawn(service.load(number))
+
+
+def cores() -> int:
+    """Cores that this process may use: its affinity and its cgroup's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            count = min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return count
+
+
+def create_app(registry: Registry, store: Store, config: GatewayConfig | None = None) -> FastAPI:
+    """The ASGI app of one gateway. Its lifespan starts and ends the workers."""
+    gateway = Gateway(registry, store, config or GatewayConfig())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await gateway.start()
+        yield
+        await gateway.stop()
+
+    app = FastAPI(title="Scenarium", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.gateway = gateway
+    app.router.routes.insert(0, Route("/scenarios/{name}/predict", Predict(gateway), methods=["POST"]))
+    metrics = CollectorRegistry()
+    metrics.register(GatewayCollector(gateway.services))
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        return Response(generate_latest(metrics), media_type=CONTENT_TYPE_LATEST)
+
+    return app

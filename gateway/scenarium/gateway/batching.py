@@ -1,0 +1,306 @@
+"""The queue of one scenario: who runs when, and how each request ends. Pure logic: no sockets, no clock, no asyncio.
+
+Time comes in as ``now`` (seconds, any monotonic clock); what is to be done goes out through ``Slot.send``, ``Slot.cancel``,
+``Slot.kill`` and ``Request.resolve``. So the same code runs in the gateway and, on a simulated clock, in a property test.
+
+Rules:
+
+- A free worker takes whatever waits, up to its ``max_batch``; while it works the next batch gathers. ``max_delay`` is opt-in.
+- Every request ends exactly once: answered, or with its own error.
+- A cancelled or expired request is never sent to a worker.
+- A worker's death: the live requests of a pure scenario become suspects, which run before all others and alone; one that is alone
+  when a worker dies a second time fails. Where the scenario is not pure nothing is run again.
+- A worker that holds nothing but ended requests for ``grace`` seconds hangs, and is killed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol
+
+Failure = Literal["busy", "deadline", "died", "poison", "cancelled", "slow", "stopped"]
+"""Why a request ends without an answer of its worker: queue full; deadline passed; its worker died and the scenario is not pure; it was
+alone at a second death; the client left, or reads its stream too slowly; the scenario stopped."""
+
+
+class Outcome(NamedTuple):
+    """How a request ended."""
+
+    status: int
+    """HTTP status of the worker's answer; 0 where ``failure`` says why there is none."""
+    body: bytes
+    version: int = 0
+    times: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Microseconds in the worker: queue, preprocess, forward, postprocess."""
+    failure: Failure | None = None
+
+
+class Slot(Protocol):
+    """A worker, as the queue sees it."""
+
+    version: int
+    max_batch: int
+    concurrency: int
+    """Open items it may hold; 0: one batch at a time."""
+    pure: bool
+
+    def send(self, batch: list[Request], now: float) -> None:
+        """Give it a batch."""
+
+    def cancel(self, request: Request) -> None:
+        """Tell it that nobody waits for this answer any more."""
+
+    def kill(self) -> None:
+        """End it at once; its death is reported by ``Batcher.lost``."""
+
+    def release(self) -> None:
+        """It was retired and holds nothing any more."""
+
+
+class Request:
+    """One request in the gateway."""
+
+    __slots__ = (
+        "body",
+        "content_type",
+        "deadline",
+        "done",
+        "entered",
+        "key",
+        "language",
+        "queued",
+        "resolve",
+        "rid",
+        "sent",
+        "slot",
+        "stream",
+        "suspect",
+        "trace",
+        "watch",
+    )
+
+    def __init__(self, rid: int, body: bytes, deadline: float, resolve: Callable[[Outcome], None], entered: float) -> None:
+        self.rid = rid
+        self.body = body
+        self.content_type = "application/json"
+        self.deadline = deadline
+        self.resolve = resolve
+        self.entered = entered
+        self.sent = 0.0
+        self.language = "en"
+        self.trace = ""
+        self.key = ""
+        self.stream: Callable[[bytes], None] | None = None
+        """Takes the parts of a streamed answer; None: one answer."""
+        self.slot: _Worker | None = None
+        self.suspect = False
+        self.queued = False
+        self.done = False
+        self.watch: Callable[[], None] | None = None
+        """Starts to watch for the client's leaving; called once, when the request is no longer quick."""
+
+
+class _Worker:
+    """A slot with what it holds."""
+
+    __slots__ = ("open", "retired", "slot", "stuck_since")
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        self.open: dict[int, Request] = {}
+        self.retired = False
+        self.stuck_since: float | None = None
+
+    def room(self) -> int:
+        """How many more items it may take now."""
+        if self.retired:
+            return 0
+        if self.slot.concurrency:
+            return self.slot.concurrency - len(self.open)
+        return 0 if self.open else self.slot.max_batch
+
+
+class Batcher:
+    """The queue of one scenario and the workers that serve it."""
+
+    def __init__(self, queue_size: int, max_delay: float = 0.0, grace: float = 5.0) -> None:
+        self.queue_size = queue_size
+        self.max_delay = max_delay
+        self.grace = grace
+        self.waiting: deque[Request] = deque()
+        self.suspects: deque[Request] = deque()
+        self.workers: dict[int, _Worker] = {}
+        self.depth = 0
+        """Live requests that wait; ``waiting`` may hold ended ones too, which are dropped when they are reached."""
+        self.live = 0
+        """Requests that have not ended."""
+        self.batch_sizes: Callable[[int], None] = lambda size: None
+
+    def submit(self, request: Request, now: float) -> None:
+        """Take a request in; it ends with ``busy`` at once if the queue is full."""
+        self.live += 1
+        if self.depth >= self.queue_size:
+            self._end(request, Outcome(0, b"", failure="busy"))
+            return
+        self.waiting.append(request)
+        self._queued(request)
+        self.pump(now)
+
+    def cancel(self, request: Request, failure: Failure = "cancelled") -> None:
+        """End a request without an answer: its client left, or its deadline passed."""
+        if request.done:
+            return
+        worker = request.slot
+        self._end(request, Outcome(0, b"", failure=failure))
+        if worker:
+            worker.slot.cancel(request)
+
+    def add(self, slot: Slot, now: float) -> None:
+        """A worker is ready."""
+        self.workers[id(slot)] = _Worker(slot)
+        self.pump(now)
+
+    def retire(self, slot: Slot) -> None:
+        """Give this worker nothing more; ``slot.release`` is called when it holds nothing."""
+        worker = self.workers.get(id(slot))
+        if worker and not worker.retired:
+            worker.retired = True
+            self._released(worker)
+
+    def part(self, slot: Slot, rid: int, chunk: bytes) -> None:
+        """A part of a streamed answer came."""
+        worker = self.workers.get(id(slot))
+        request = worker.open.get(rid) if worker else None
+        if request and not request.done and request.stream:
+            request.stream(chunk)
+
+    def answered(self, slot: Slot, rid: int, outcome: Outcome) -> bool:
+        """A worker answered one item. Call ``pump`` when all that came together are in. False: nobody waits for it."""
+        worker = self.workers.get(id(slot))
+        request = worker.open.pop(rid, None) if worker else None
+        if worker is None or request is None:
+            return False
+        self._released(worker)
+        if request.done:
+            return False
+        self._end(request, outcome)
+        return True
+
+    def lost(self, slot: Slot, now: float) -> None:
+        """A worker died. Its live requests run again or end."""
+        worker = self.workers.pop(id(slot), None)
+        if worker is None:
+            return
+        live = [request for request in worker.open.values() if not request.done]
+        for request in reversed(live):
+            request.slot = None
+            if not slot.pure or request.stream:
+                self._end(request, Outcome(0, b"", slot.version, failure="died"))
+            elif request.suspect:
+                self._end(request, Outcome(0, b"", slot.version, failure="poison"))
+            else:
+                request.suspect = True
+                self.suspects.appendleft(request)
+                self._queued(request)
+        self.pump(now)
+
+    def stop(self, failure: Failure = "stopped") -> None:
+        """End everything that waits or runs."""
+        for request in [*self.suspects, *self.waiting, *(r for w in self.workers.values() for r in w.open.values())]:
+            if not request.done:
+                self._end(request, Outcome(0, b"", failure=failure))
+        self.waiting.clear()
+        self.suspects.clear()
+
+    def sweep(self, now: float) -> None:
+        """End what is past its deadline, kill what hangs, and send what has waited long enough."""
+        for queue in (self.suspects, self.waiting):
+            for request in queue:
+                if not request.done and request.deadline <= now:
+                    self.cancel(request, "deadline")
+        for worker in list(self.workers.values()):
+            for request in list(worker.open.values()):
+                if not request.done and request.deadline <= now:
+                    self.cancel(request, "deadline")
+            if not worker.open or not all(request.done for request in worker.open.values()):
+                worker.stuck_since = None
+            elif worker.stuck_since is None:
+                worker.stuck_since = now
+            elif now - worker.stuck_since >= self.grace:
+                worker.slot.kill()
+        self.pump(now)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits, or a worker holds anything."""
+        return self.live > 0 or any(worker.open for worker in self.workers.values())
+
+    def requests(self) -> list[Request]:
+        """Every request that has not ended."""
+        found = [*self.suspects, *self.waiting, *(r for w in self.workers.values() for r in w.open.values())]
+        return [request for request in found if not request.done]
+
+    def pump(self, now: float) -> None:
+        """Give work to every worker that has room."""
+        if not self.depth:
+            self.waiting.clear()
+            self.suspects.clear()
+            return
+        for worker in self.workers.values():
+            room = worker.room()
+            if room <= 0:
+                continue
+            batch = self._take(worker, room, now)
+            if not batch:
+                continue
+            for request in batch:
+                request.slot = worker
+                request.sent = now
+                worker.open[request.rid] = request
+            self.batch_sizes(len(batch))
+            worker.slot.send(batch, now)
+            if not self.depth:
+                return
+
+    def _take(self, worker: _Worker, room: int, now: float) -> list[Request]:
+        if self.suspects:
+            return [] if worker.open else self._next(self.suspects, 1, now)
+        if any(request.suspect for request in worker.open.values()):
+            return []  # a suspect runs alone
+        if self.max_delay and self.depth < room and not worker.open:
+            first = next((request for request in self.waiting if not request.done), None)
+            if first and now - first.entered < self.max_delay:
+                return []
+        return self._next(self.waiting, room, now)
+
+    def _next(self, queue: deque[Request], room: int, now: float) -> list[Request]:
+        """Up to ``room`` live requests off the queue; those past their deadline end here."""
+        batch: list[Request] = []
+        while queue and len(batch) < room:
+            request = queue.popleft()
+            if request.done:
+                continue
+            if request.deadline <= now:
+                self._end(request, Outcome(0, b"", failure="deadline"))
+                continue
+            request.queued = False
+            self.depth -= 1
+            batch.append(request)
+        return batch
+
+    def _queued(self, request: Request) -> None:
+        request.queued = True
+        self.depth += 1
+
+    def _end(self, request: Request, outcome: Outcome) -> None:
+        request.done = True
+        self.live -= 1
+        if request.queued:
+            request.queued = False
+            self.depth -= 1
+        request.resolve(outcome)
+
+    def _released(self, worker: _Worker) -> None:
+        if worker.retired and not worker.open and self.workers.pop(id(worker.slot), None):
+            worker.slot.release()

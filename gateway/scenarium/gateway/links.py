@@ -1,0 +1,252 @@
+"""One worker process seen from the event loop: its socket, its stderr, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections import deque
+from typing import Any, Protocol, cast
+
+from scenarium.core.workers import frames
+from scenarium.gateway import logs
+from scenarium.gateway.batching import Request
+from scenarium.gateway.zygotes import Nursery, Process
+
+KEPT_LINES = 50
+
+
+class Owner(Protocol):
+    """What a link reports to."""
+
+    name: str
+
+    def answered(self, link: WorkerLink, answer: frames.Answer) -> None:
+        """One item's answer, or a stream's end."""
+
+    def pump(self) -> None:
+        """All answers that came together are in."""
+
+    def part(self, link: WorkerLink, rid: int, chunk: bytes) -> None:
+        """A part of a stream."""
+
+    def logged(self, rid: int, entry: dict[str, Any]) -> None:
+        """A masked log entry."""
+
+    def released(self, link: WorkerLink) -> None:
+        """The link was retired and holds nothing."""
+
+    def died(self, link: WorkerLink) -> None:
+        """The process ended."""
+
+
+class WorkerLink(asyncio.Protocol):
+    """A ``Slot`` of the batcher backed by a process."""
+
+    def __init__(self, owner: Owner, version: int, process: Process, nursery: Nursery) -> None:
+        self.owner = owner
+        self.version = version
+        self.process = process
+        self.nursery = nursery
+        self.max_batch = 1
+        self.concurrency = 0
+        self.pure = True
+        self.streams = False
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[dict[str, Any] | None] = loop.create_future()
+        """The worker's fault (see ``frames``), or None when it can serve. ``ConnectionError`` if it died before."""
+        self.ended: asyncio.Future[None] = loop.create_future()
+        self.status: int | None = None
+        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._line = b""
+        self._pongs: dict[int, asyncio.Future[None]] = {}
+        self._gone = False
+
+    async def open(self, hello: dict[str, Any]) -> None:
+        """Connect and say hello."""
+        loop = asyncio.get_running_loop()
+        self.process.sock.setblocking(False)
+        os.set_blocking(self.process.stderr, False)
+        loop.add_reader(self.process.stderr, self._read_stderr)
+        if self.process.pidfd is not None:
+            loop.add_reader(self.process.pidfd, self._exited)
+        await loop.create_unix_connection(lambda: self, sock=self.process.sock)
+        self._send(frames.json_frame(frames.HELLO, hello))
+
+    # ── the batcher's side ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def send(self, batch: list[Request], now: float) -> None:
+        items = [
+            frames.Item(
+                r.rid,
+                r.body,
+                r.content_type,
+                max(1, min(int((r.deadline - now) * 1000), 0xFFFFFFFF)),
+                frames.STREAM if r.stream else frames.PREDICT,
+                r.language,
+                r.trace,
+                r.key,
+            )
+            for r in batch
+        ]
+        self._send(frames.batch_frame(items))
+
+    def cancel(self, request: Request) -> None:
+        self._send(frames.rid_frame(frames.CANCEL, request.rid))
+
+    def kill(self) -> None:
+        logs.event("warning", "worker_killed", scenario=self.owner.name, pid=self.process.pid, reason="it hangs")
+        self.process.kill()
+
+    def release(self) -> None:
+        self.owner.released(self)
+
+    # ── the supervisor's side ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def ping(self, timeout: float) -> bool:
+        """Whether the reader thread answers in time."""
+        token = len(self._pongs) + 1
+        while token in self._pongs:
+            token += 1
+        pong = self._pongs[token] = asyncio.get_running_loop().create_future()
+        self._send(frames.rid_frame(frames.PING, token))
+        try:
+            await asyncio.wait_for(pong, timeout)
+        except TimeoutError:
+            return False
+        finally:
+            self._pongs.pop(token, None)
+        return True
+
+    async def drain(self, timeout: float) -> None:
+        """Let it finish and exit; kill it when it does not."""
+        self._send(frames.frame(frames.DRAIN))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self.ended), timeout)
+        await self.end()
+
+    async def end(self) -> None:
+        """Kill it, and wait until it is gone."""
+        if not self.ended.done():
+            self.process.kill()
+            await asyncio.shield(self.ended)
+
+    # ── the socket's side ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of asyncio's
+
+    def data_received(self, data: bytes) -> None:
+        buffer = self._buffer
+        buffer += data
+        view = memoryview(buffer)
+        at, end = 0, len(buffer)
+        answers = 0
+        try:
+            while end - at >= 5:
+                length, kind = frames.HEAD.unpack_from(buffer, at)
+                if end - at < 4 + length:
+                    break
+                body = view[at + 5 : at + 4 + length]
+                if kind in (frames.ITEM, frames.END):
+                    self.owner.answered(self, frames.read_answer(body))
+                    answers += 1
+                else:
+                    self._other(kind, body)
+                body.release()
+                at += 4 + length
+        finally:
+            view.release()
+        del buffer[:at]
+        if answers:
+            self.owner.pump()
+
+    def _other(self, kind: int, body: memoryview) -> None:
+        if kind == frames.CHUNK:
+            self.owner.part(self, frames.RID.unpack_from(body)[0], bytes(body[8:]))
+        elif kind == frames.READY:
+            told = json.loads(bytes(body))
+            self.max_batch, self.pure, self.streams = told["max_batch"], told["pure"], told["streams"]
+            self.concurrency = told["concurrency"] if isinstance(told["concurrency"], int) else 0
+            self.ready.set_result(None)
+        elif kind == frames.FAULT:
+            self.ready.set_result(json.loads(bytes(body)))
+        elif kind == frames.PONG:
+            pong = self._pongs.get(frames.RID.unpack(body)[0])
+            if pong and not pong.done():
+                pong.set_result(None)
+        elif kind == frames.LOG:
+            self.owner.logged(frames.RID.unpack_from(body)[0], json.loads(bytes(body[8:])))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # Whatever it had answered has been read; a process that closed its socket but lives on serves nobody.
+        self._transport = None
+        self.process.kill()
+        if self.process.pidfd is None:
+            self.status = self.process.wait()
+            self._over()
+        elif self._gone:
+            self._over()
+
+    def _send(self, data: bytes) -> None:
+        if self._transport:
+            self._transport.write(data)
+
+    def _exited(self) -> None:
+        loop = asyncio.get_running_loop()
+        assert self.process.pidfd is not None
+        loop.remove_reader(self.process.pidfd)
+        self._gone = True
+        self.status = self.process.reap()
+        if self._transport is None:
+            self._over()
+        else:
+            # Its last answers may still lie in the socket, which ends with it; a child of its own may hold a copy open.
+            loop.call_later(0.5, self._over)
+
+    def _over(self) -> None:
+        if self.ended.done():
+            return
+        loop = asyncio.get_running_loop()
+        self._read_stderr()
+        loop.remove_reader(self.process.stderr)
+        self.process.close()
+        if self._transport:
+            self._transport.abort()
+        if not self.ready.done():
+            self.ready.set_exception(ConnectionError("the worker ended while it loaded"))
+            self.ready.exception()
+        self.ended.set_result(None)
+        self.owner.died(self)
+
+    def _read_stderr(self) -> None:
+        try:
+            while data := os.read(self.process.stderr, 65536):
+                *lines, self._line = (self._line + data).split(b"\n")
+                for line in lines:
+                    text = line[:2000].decode("utf8", "replace")
+                    self.lines.append(text)
+                    logs.event("info", "worker_output", scenario=self.owner.name, pid=self.process.pid, line=text)
+                if len(self._line) > 65536:
+                    self._line = b""
+            asyncio.get_running_loop().remove_reader(self.process.stderr)
+        except OSError:
+            return
+
+
+def describe_exit(status: int | None) -> tuple[str, str]:
+    """How a process ended, in English and Chinese."""
+    if status is None:
+        return "it ended", "进程已退出"
+    if status < 0:
+        import signal
+
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = f"signal {-status}"
+        return f"it was ended by {name}", f"进程被 {name} 终止"
+    return f"it exited with status {status}", f"进程以状态码 {status} 退出"

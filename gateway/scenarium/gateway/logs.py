@@ -1,0 +1,33 @@
+"""Log lines: one JSON object (or one line of text) each, on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+Level = Literal["info", "warning", "error"]
+
+_format = "json"
+
+
+def set_format(name: Literal["json", "text"]) -> None:
+    """Choose the form of all lines."""
+    global _format
+    _format = name
+
+
+def event(level: Level, what: str, **values: Any) -> None:
+    """Write one line. ``what`` is a stable word; values are JSON."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    if _format == "json":
+        line = json.dumps({"at": now, "level": level, "event": what, **values}, ensure_ascii=False, default=str)
+    else:
+        line = " ".join([now[11:23], level, what, *(f"{key}={value}" for key, value in values.items())])
+    try:
+        # One write a line, so that lines of several processes on one stream do not mix.
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass  # a closed terminal or a full disk must not end a request

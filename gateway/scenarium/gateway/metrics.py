@@ -1,0 +1,106 @@
+"""What ``/metrics`` shows. Requests add to plain numbers; prometheus-client reads them when it is scraped.
+
+Latency is split as Triton splits it: queue, preprocess, forward, postprocess. Labels come from closed sets (scenario names,
+outcomes, states), so no request can add a series.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from scenarium.gateway.services import Service
+
+LATENCY_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+OUTCOMES = ("ok", "client_error", "server_error", "busy", "deadline", "cancelled")
+STEPS = ("queue", "preprocess", "forward", "postprocess")
+
+
+class Histogram:
+    """Counts by bucket, and the sum."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Add one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative counts in Prometheus' form."""
+        found, running = [], 0
+        for bound, count in zip((*self.bounds, "+Inf"), self.counts, strict=True):
+            running += count
+            found.append((str(bound), float(running)))
+        return found
+
+
+class Stats:
+    """The figures of one scenario."""
+
+    def __init__(self) -> None:
+        self.outcomes = dict.fromkeys(OUTCOMES, 0)
+        self.latency = Histogram(LATENCY_S)
+        self.steps = {step: Histogram(LATENCY_S) for step in STEPS}
+        self.batches = Histogram(tuple(map(float, BATCH)))
+        self.restarts = 0
+        self._queue, self._preprocess, self._forward, self._postprocess = (self.steps[step].observe for step in STEPS)
+        self.batch: Callable[[float], None] = self.batches.observe
+
+    def answered(self, status: int, seconds: float, queued: float, times: tuple[int, int, int, int]) -> None:
+        """Count one request that a worker answered."""
+        self.outcomes["ok" if status < 400 else "client_error" if status < 500 else "server_error"] += 1
+        self.latency.observe(seconds)
+        self._queue(queued + times[0] * 1e-6)
+        self._preprocess(times[1] * 1e-6)
+        self._forward(times[2] * 1e-6)
+        self._postprocess(times[3] * 1e-6)
+
+
+class GatewayCollector(Collector):
+    """Reads the figures of all scenarios."""
+
+    def __init__(self, services: Mapping[str, Service]) -> None:
+        self.services = services
+
+    def collect(self) -> Iterator[Metric]:
+        from scenarium.gateway.services import STATES
+
+        requests = CounterMetricFamily("scenarium_requests", "Requests by how they ended", labels=("scenario", "outcome"))
+        restarts = CounterMetricFamily("scenarium_worker_restarts", "Workers that died after they were ready", labels=("scenario",))
+        latency = HistogramMetricFamily("scenarium_request_seconds", "From the whole body to the answer", labels=("scenario",))
+        steps = HistogramMetricFamily("scenarium_step_seconds", "Latency split by step", labels=("scenario", "step"))
+        batches = HistogramMetricFamily("scenarium_batch_size", "Items given to a worker at once", labels=("scenario",))
+        depth = GaugeMetricFamily("scenarium_queue_depth", "Requests that wait", labels=("scenario",))
+        running = GaugeMetricFamily("scenarium_requests_open", "Requests that have not ended", labels=("scenario",))
+        workers = GaugeMetricFamily("scenarium_workers", "Workers that are ready", labels=("scenario",))
+        version = GaugeMetricFamily("scenarium_version", "The version that is served; 0: none", labels=("scenario",))
+        state = GaugeMetricFamily("scenarium_state", "1 for the state that the scenario is in", labels=("scenario", "state"))
+        for name, service in self.services.items():
+            stats = service.stats
+            for outcome, count in stats.outcomes.items():
+                requests.add_metric((name, outcome), count)
+            restarts.add_metric((name,), stats.restarts)
+            latency.add_metric((name,), stats.latency.buckets(), stats.latency.total)
+            for step, histogram in stats.steps.items():
+                steps.add_metric((name, step), histogram.buckets(), histogram.total)
+            batches.add_metric((name,), stats.batches.buckets(), stats.batches.total)
+            depth.add_metric((name,), service.batcher.depth)
+            running.add_metric((name,), service.batcher.live)
+            workers.add_metric((name,), sum(link.ready.done() and not link.ended.done() for link in service.links()))
+            version.add_metric((name,), service.current.version.number if service.current else 0)
+            for value in STATES:
+                state.add_metric((name, value), float(service.state == value))
+        families: Iterable[Metric] = (requests, restarts, latency, steps, batches, depth, running, workers, version, state)
+        yield from families

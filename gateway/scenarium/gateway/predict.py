@@ -1,0 +1,216 @@
+"""The hot routes: a body's bytes to the queue, the answer's bytes back. Nothing here parses JSON.
+
+Plain ASGI endpoints on Starlette routes: no dependency injection, no body model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+from scenarium.core.errors import ScenariumError, language
+from scenarium.gateway import logs, problems
+from scenarium.gateway.batching import Outcome, Request
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from scenarium.gateway.app import Gateway
+    from scenarium.gateway.services import Service
+
+_COUNT = itertools.count(1)
+_BOOT = os.urandom(5).hex()
+_SANE_ID = re.compile(rb"[\w.:/+=@-]{1,128}")
+_TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+RETRY_AFTER = (b"retry-after", b"1")
+JSON = (b"content-type", b"application/json")
+PROBLEM = (b"content-type", problems.PROBLEM)
+
+STREAM_BACKLOG = 1 << 20
+"""Bytes of a stream that may wait for its client."""
+
+
+class Disconnected(Exception):
+    """The client left before its body was complete."""
+
+
+class Call:
+    """What the headers of one HTTP request say."""
+
+    __slots__ = ("content_type", "deadline_ms", "key", "language", "length", "rid", "rid_header", "trace")
+
+    def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
+        self.rid = next(_COUNT)
+        self.rid_header = b""
+        self.content_type = "application/json"
+        self.language = "en"
+        self.trace = self.key = ""
+        self.length = 0
+        self.deadline_ms = b""
+        for name, value in headers:
+            if name == b"content-type":
+                self.content_type = value.decode("latin-1")
+            elif name == b"content-length":
+                self.length = int(value)
+            elif name == b"accept-language":
+                self.language = language(value.decode("latin-1"))
+            elif name == b"x-request-id":
+                self.rid_header = value if _SANE_ID.fullmatch(value) else b""
+            elif name == b"traceparent":
+                self.trace = value.decode("latin-1") if _TRACE.fullmatch(value) else ""
+            elif name == b"x-scenarium-key":
+                self.key = value.decode("utf8", "replace")[:256]
+            elif name == b"x-scenarium-deadline-ms":
+                self.deadline_ms = value
+        if not self.rid_header:
+            self.rid_header = f"{_BOOT}-{self.rid:x}".encode()
+
+    def deadline(self, configured: float) -> float:
+        """Milliseconds that the request may take: the header's, at most the configured.
+
+        Raises:
+            ScenariumError: SCN-4018.
+        """
+        if not self.deadline_ms:
+            return configured
+        try:
+            value = float(self.deadline_ms)
+            if not 0 < value < 1e9:
+                raise ValueError
+        except ValueError:
+            shown = self.deadline_ms.decode("latin-1")
+            raise ScenariumError(
+                "SCN-4018", header="X-Scenarium-Deadline-Ms", value=shown, wanted_en="a number of milliseconds above 0", wanted_zh="大于 0 的毫秒数"
+            ) from None
+        return min(value, configured)
+
+
+async def read_body(receive: Receive, limit: int, length: int, name: str) -> bytes:
+    """The whole body.
+
+    Raises:
+        ScenariumError: SCN-4012 (larger than ``limit``).
+        Disconnected: the client left.
+    """
+    if length > limit:
+        raise ScenariumError("SCN-4012", limit=limit, name=name)
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message["type"] == "http.request" and not message.get("more_body"):
+        if len(body) > limit:
+            raise ScenariumError("SCN-4012", limit=limit, name=name)
+        return body
+    parts, size = [body], len(body)
+    while message.get("more_body") or message["type"] != "http.request":
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        message = await receive()
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise ScenariumError("SCN-4012", limit=limit, name=name)
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def send_problem(send: Send, error: ScenariumError, call: Call, version: bytes = b"") -> None:
+    """Answer with problem details."""
+    headers = [PROBLEM, (b"x-request-id", call.rid_header)]
+    if version:
+        headers.append((b"x-scenarium-version", version))
+    if error.status == 503:
+        headers.append(RETRY_AFTER)
+    if error.status == 413:
+        headers.append((b"connection", b"close"))
+    content = problems.body(error, call.language)
+    headers.append((b"content-length", b"%d" % len(content)))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+class Endpoint:
+    """What the hot routes share. Bound to ASGI, so Starlette's route calls it as it is."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self._watchers: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call = Call(scope["headers"])
+        try:
+            service = self.gateway.service(scope["path_params"]["name"])
+            await self.answer(service, call, receive, send)
+        except ScenariumError as error:
+            await send_problem(send, error, call)
+        except Disconnected:
+            return
+
+    async def answer(self, service: Service, call: Call, receive: Receive, send: Send) -> None:
+        """Handle one request of a known scenario."""
+        raise NotImplementedError
+
+    def watcher(self, service: Service, request: Request, receive: Receive) -> Any:
+        """A function that starts to watch for the client's leaving."""
+
+        async def watch() -> None:
+            while not request.done:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    service.cancel(request)
+                    return
+
+        def start() -> None:
+            task = asyncio.get_running_loop().create_task(watch())
+            self._watchers.add(task)
+            task.add_done_callback(self._watchers.discard)
+
+        return start
+
+
+class Predict(Endpoint):
+    """``POST /scenarios/{name}/predict``."""
+
+    async def answer(self, service: Service, call: Call, receive: Receive, send: Send) -> None:
+        if service.fault:
+            raise service.fault
+        config = service.config
+        limit_ms = call.deadline(config.deadline_ms)
+        body = await read_body(receive, config.max_body_bytes, call.length, service.name)
+        now = time.monotonic()
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        request = Request(call.rid, body, now + limit_ms / 1000, future.set_result, now)
+        request.content_type, request.language, request.trace, request.key = call.content_type, call.language, call.trace, call.key
+        request.watch = self.watcher(service, request, receive)
+        service.submit(request)
+        outcome = await future
+        stats = service.stats
+        if outcome.failure is None:
+            stats.answered(outcome.status, time.monotonic() - now, request.sent - now, outcome.times)
+            content = outcome.body
+            headers = [
+                JSON if outcome.status < 400 else PROBLEM,
+                (b"content-length", b"%d" % len(content)),
+                (b"x-request-id", call.rid_header),
+                (b"x-scenarium-version", b"%d" % outcome.version),
+            ]
+            if outcome.status >= 500:
+                logs.event("error", "request_failed", scenario=service.name, request_id=call.rid_header.decode(), status=outcome.status)
+            await send({"type": "http.response.start", "status": outcome.status, "headers": headers})
+            await send({"type": "http.response.body", "body": content})
+            return
+        count_failure(service, outcome)
+        if outcome.failure == "cancelled":
+            raise Disconnected
+        error = problems.of_failure(service, outcome, limit_ms)
+        logs.event("warning", "request_failed", scenario=service.name, request_id=call.rid_header.decode(), code=error.code)
+        await send_problem(send, error, call, b"%d" % outcome.version if outcome.version else b"")
+
+
+def count_failure(service: Service, outcome: Outcome) -> None:
+    """Count a request that its worker did not answer."""
+    known = {"busy": "busy", "deadline": "deadline", "cancelled": "cancelled"}
+    service.stats.outcomes[known.get(outcome.failure or "", "server_error")] += 1

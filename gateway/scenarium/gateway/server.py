@@ -1,0 +1,69 @@
+"""Running the gateway: uvicorn with uvloop and httptools around the app, and a clean end on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from scenarium.core.config import GatewayConfig
+from scenarium.core.registry import Registry
+from scenarium.core.store import Store
+from scenarium.gateway import logs
+from scenarium.gateway.app import create_app
+
+
+class _Server(uvicorn.Server):
+    """Signals are handled on the loop, so that a drained gateway exits with 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(registry: Registry, store: Store, config: GatewayConfig) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    logs.set_format(config.log_format)
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.create_server((config.host, config.port), family=family, backlog=2048)
+    host, port = listener.getsockname()[:2]
+    app = create_app(registry, store, config)
+    options = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=int(config.drain_s) + 1,
+        ws="none",
+    )
+    server = _Server(options)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        def end() -> None:
+            app.state.gateway.draining = True
+            logs.event("info", "draining")
+            if server.should_exit:
+                server.force_exit = True
+            server.should_exit = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, end)
+        shown = f"[{host}]" if ":" in host else host
+        logs.event("info", "listening", url=f"http://{shown}:{port}")
+        await server.serve(sockets=[listener])
+
+    with asyncio.Runner(loop_factory=options.get_loop_factory()) as runner:
+        runner.run(main())
+    logs.event("info", "stopped")
+    return 0

@@ -1,0 +1,348 @@
+"""One served scenario: its queue, the workers of its current version, and what happens when one dies or a version changes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from scenarium.core.config import ServeConfig
+from scenarium.core.errors import ScenariumError, Words
+from scenarium.core.manifest import Manifest
+from scenarium.core.registry import Plugin, Registry
+from scenarium.core.store import Store, Version
+from scenarium.core.workers import frames
+from scenarium.gateway import logs
+from scenarium.gateway.batching import Batcher, Outcome, Request
+from scenarium.gateway.links import WorkerLink, describe_exit
+from scenarium.gateway.metrics import Stats
+from scenarium.gateway.zygotes import Nursery
+
+State = Literal["untrained", "starting", "ready", "failed", "stopped"]
+STATES: tuple[State, ...] = ("untrained", "starting", "ready", "failed", "stopped")
+
+LOAD_LIMIT_S = 600.0
+"""A worker that is not ready after this is killed: a plugin may hang on import."""
+QUICK_DEATHS, DEATH_WINDOW_S, LONGEST_WAIT_S = 3, 60.0, 30.0
+TICK_S = 0.01
+TORCH_MODULES = ("torch", "torchvision", "torchaudio", "transformers", "peft")
+
+
+class Generation:
+    """The workers of one version."""
+
+    def __init__(self, service: Service, version: Version, plugin: Plugin, threads: int) -> None:
+        self.service = service
+        self.version = version
+        self.plugin = plugin
+        self.threads = threads
+        self.links: list[WorkerLink] = []
+        self._closed = asyncio.Event()
+        self.first: asyncio.Future[ScenariumError | None] = asyncio.get_running_loop().create_future()
+        """The fault of the first start, or None when a worker is ready."""
+        self.deaths: deque[float] = deque()
+        self.tasks = [asyncio.create_task(self._keep()) for _ in range(service.config.workers)]
+
+    @property
+    def closing(self) -> bool:
+        """Whether it is to end."""
+        return self._closed.is_set()
+
+    async def close(self, timeout: float) -> None:
+        """Give the workers nothing more; each ends when it holds nothing."""
+        self._closed.set()
+        for link in list(self.links):
+            self.service.batcher.retire(link)
+        _, late = await asyncio.wait(self.tasks, timeout=timeout)
+        for link in list(self.links):
+            await link.end()
+        for task in late:
+            task.cancel()
+
+    async def _keep(self) -> None:
+        """Have one worker, always: start it, wait for its end, wait longer each time it fails."""
+        failures = 0
+        while not self.closing:
+            fault = await self._live()
+            if self.closing:
+                return
+            now = time.monotonic()
+            if fault:
+                failures += 1
+                self.service.failed(self, fault)
+                if not self.first.done():
+                    self.first.set_result(fault)
+                wait = min(LONGEST_WAIT_S, 0.5 * 2**failures)
+            else:
+                failures = 0
+                self.deaths.append(now)
+                while self.deaths[0] < now - DEATH_WINDOW_S:
+                    self.deaths.popleft()
+                extra = len(self.deaths) - QUICK_DEATHS
+                wait = 0.001 if extra <= 0 else min(LONGEST_WAIT_S, 0.1 * 2**extra)
+                self.service.stats.restarts += 1
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), wait)
+
+    async def _live(self) -> ScenariumError | None:
+        """One worker's life. Returns why it never became ready, or None after a life that served."""
+        service = self.service
+        try:
+            process = await service.nursery.start(service.zygote_kind(self.version))
+        except OSError as fault:
+            return _cannot_start(service.name, str(fault), str(fault))
+        link = WorkerLink(service, self.version.number, process, service.nursery)
+        self.links.append(link)
+        try:
+            await link.open(service.hello(self.version, self.plugin, self.threads))
+            try:
+                told = await asyncio.wait_for(asyncio.shield(link.ready), LOAD_LIMIT_S)
+            except (TimeoutError, ConnectionError) as reason:
+                await link.end()
+                if isinstance(reason, TimeoutError):
+                    return _cannot_start(service.name, f"it was not ready after {LOAD_LIMIT_S:.0f} s", f"{LOAD_LIMIT_S:.0f} 秒后仍未就绪", link)
+                return _cannot_start(service.name, *describe_exit(await self._status(link)), link)
+            if told:
+                await link.drain(1.0)
+                return Refused(service.name, told)
+            if not self.closing:
+                service.joined(self, link)
+                if not self.first.done():
+                    self.first.set_result(None)
+            else:
+                await link.drain(1.0)
+            await asyncio.shield(link.ended)
+            if not self.closing:
+                asyncio.create_task(self._report(link))
+            return None
+        finally:
+            self.links.remove(link)
+
+    async def _report(self, link: WorkerLink) -> None:
+        english, chinese = describe_exit(await self._status(link))
+        self.service.note_fault(_cannot_start(self.service.name, english, chinese, link), "worker_died", pid=link.process.pid)
+
+    async def _status(self, link: WorkerLink) -> int | None:
+        """The exit status, for which a zygote's word may be on its way."""
+        for _ in range(10):
+            if link.status is not None or link.process.pid in link.nursery.exits:
+                break
+            await asyncio.sleep(0.01)
+        return link.nursery.exits.pop(link.process.pid, link.status)
+
+
+class Refused(ScenariumError):
+    """The fault that a worker reported, in both languages."""
+
+    def __init__(self, name: str, told: dict[str, Any]) -> None:
+        english, chinese = told["en"], told["zh"]
+        reason, remedy = Words(english["title"], chinese["title"]), Words(english["hint"], chinese["hint"])
+        super().__init__("SCN-4010", name=name, reason=reason, remedy=remedy)
+        self.cause = str(told["code"])
+
+
+def _cannot_start(name: str, english: str, chinese: str, link: WorkerLink | None = None) -> ScenariumError:
+    last = next((line for line in reversed(link.lines) if line.strip()), "") if link else ""
+    reason = Words(f"{english}{f' ({last})' if last else ''}.", f"{chinese}{f'（{last}）' if last else ''}。")
+    remedy = Words(f"See 'scenarium logs {name}'.", f"请查看 'scenarium logs {name}'。")
+    return ScenariumError("SCN-4010", name=name, reason=reason, remedy=remedy)
+
+
+class Service:
+    """One scenario as the gateway serves it."""
+
+    def __init__(self, name: str, plugin: str, config: ServeConfig, registry: Registry, store: Store, nursery: Nursery) -> None:
+        self.name = name
+        self.plugin = plugin
+        self.config = config
+        self.registry = registry
+        self.store = store
+        self.nursery = nursery
+        self.threads = config.threads or 1
+        self.batcher = Batcher(config.queue_size, config.max_delay_ms / 1000)
+        self.stats = Stats()
+        self.batcher.batch_sizes = self.stats.batch
+        self.state: State = "starting"
+        self.fault: ScenariumError | None = None
+        """Why it cannot serve now."""
+        self.last_fault: dict[str, Any] | None = None
+        self.current: Generation | None = None
+        self.version: Version | None = None
+        """The version that is served, or would be."""
+        self.tried: int | None = None
+        """Number of the version that was last loaded, or refused."""
+        self._ticking: asyncio.TimerHandle | None = None
+        self._loading = asyncio.Lock()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def submit(self, request: Request) -> None:
+        """Take a request in. It ends by its ``resolve``."""
+        self.batcher.submit(request, request.entered)
+        if self._ticking is None and not request.done:
+            self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def cancel(self, request: Request) -> None:
+        """Nobody waits for this request any more."""
+        self.batcher.cancel(request)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.batcher.sweep(now)
+        for request in self.batcher.requests():
+            if request.watch and now - request.entered >= TICK_S:
+                request.watch()
+                request.watch = None
+        self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick) if self.batcher.busy else None
+
+    def links(self) -> list[WorkerLink]:
+        """The current version's workers."""
+        return self.current.links if self.current else []
+
+    # ── what the workers tell ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def answered(self, link: WorkerLink, answer: frames.Answer) -> None:
+        rid, status, queue, preprocess, forward, postprocess, body = answer
+        self.batcher.answered(link, rid, Outcome(status, body, link.version, (queue, preprocess, forward, postprocess)))
+
+    def pump(self) -> None:
+        self.batcher.pump(time.monotonic())
+
+    def part(self, link: WorkerLink, rid: int, chunk: bytes) -> None:
+        self.batcher.part(link, rid, chunk)
+
+    def logged(self, rid: int, entry: dict[str, Any]) -> None:
+        logs.event("info", "payload", scenario=self.name, rid=rid, **entry)
+
+    def released(self, link: WorkerLink) -> None:
+        asyncio.create_task(link.drain(5.0))
+
+    def died(self, link: WorkerLink) -> None:
+        if not self._serving(link):
+            if self.state == "ready":
+                self.state = "starting"
+        self.batcher.lost(link, time.monotonic())
+
+    def _serving(self, dead: WorkerLink) -> bool:
+        return any(link is not dead and link.ready.done() and not link.ended.done() for link in self.links())
+
+    # ── versions ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def load(self, number: int | None) -> None:
+        """Serve ``number`` (None: nothing is trained), beside the old version until a worker of the new one is ready."""
+        async with self._loading:
+            if number == self.tried and number is not None:
+                return
+            self.tried = number
+            try:
+                plugin = self.registry.plugin(self.name)
+                if plugin.error:
+                    raise plugin.error
+                if number is None:
+                    raise ScenariumError("SCN-4004", name=self.name)
+                version = await asyncio.to_thread(self.store.open, self.name, number)
+            except ScenariumError as fault:
+                self._refuse(fault)
+                return
+            except Exception as fault:
+                self._refuse(_cannot_start(self.name, f"{type(fault).__name__}: {fault}", f"{type(fault).__name__}: {fault}"))
+                return
+            await self._flip(version, plugin)
+
+    async def _flip(self, version: Version, plugin: Plugin) -> None:
+        old = self.current
+        generation = Generation(self, version, plugin, self.threads)
+        if old is None:
+            self.current, self.version = generation, version
+            self.state = "starting"
+            self.fault = None
+        logs.event("info", "version_loading", scenario=self.name, version=version.number)
+        if old is None:
+            return
+        fault = await generation.first
+        if fault:
+            await generation.close(0.0)
+            return
+        self.current, self.version = generation, version
+        self.state, self.fault = "ready", None
+        for link in generation.links:
+            if link.ready.done() and not link.ended.done():
+                self.batcher.add(link, time.monotonic())
+        task = asyncio.create_task(old.close(self.config.deadline_ms / 1000 + 5))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        logs.event("info", "version_served", scenario=self.name, version=version.number, before=old.version.number)
+
+    def _refuse(self, fault: ScenariumError) -> None:
+        """Nothing new can be served; what is served goes on."""
+        self.note_fault(fault, "version_refused")
+        if self.current is None:
+            self.fault = fault
+            self.state = "untrained" if fault.code == "SCN-4004" else "failed"
+
+    def joined(self, generation: Generation, link: WorkerLink) -> None:
+        """A worker is ready."""
+        logs.event("info", "worker_ready", scenario=self.name, version=link.version, pid=link.process.pid)
+        if generation is self.current:
+            self.state, self.fault = "ready", None
+            self.batcher.add(link, time.monotonic())
+
+    def failed(self, generation: Generation, fault: ScenariumError) -> None:
+        """A worker could not start."""
+        self.note_fault(fault, "worker_failed", version=generation.version.number)
+        if generation is self.current and self.state != "ready":
+            self.state, self.fault = "failed", fault
+            self.batcher.stop()
+
+    def note_fault(self, fault: ScenariumError, what: str, **values: Any) -> None:
+        """Keep and log the last fault."""
+        if fault.code == "SCN-4004":
+            return
+        self.last_fault = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": what, "en": fault.problem("en"), "zh": fault.problem("zh")}
+        logs.event("error", what, scenario=self.name, code=fault.code, title=fault.title(), hint=fault.hint(), **values)
+
+    def zygote_kind(self, version: Version) -> str:
+        """``torch`` where the torch engine or a preloaded module needs it, else ``bare``."""
+        return zygote_kind(self.config, version.manifest)
+
+    def hello(self, version: Version, plugin: Plugin, threads: int) -> dict[str, Any]:
+        """What a worker must know."""
+        return {
+            "proto": frames.PROTO,
+            "scenario": self.name,
+            "plugin": {
+                "name": plugin.name,
+                "target": plugin.target,
+                "distribution": plugin.distribution,
+                "version": plugin.version,
+                "hook_api": plugin.hook_api,
+            },
+            "serve": self.registry.settings.table("scenarios", self.name, "serve"),
+            "manifest": version.manifest.model_dump(mode="json"),
+            "folder": str(version.folder),
+            "device": self.config.device,
+            "threads": threads,
+        }
+
+    async def close(self, timeout: float) -> None:
+        """Let open requests finish, then end the workers."""
+        until = time.monotonic() + timeout
+        while self.batcher.live and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        self.state, self.fault = "stopped", ScenariumError("SCN-4013")
+        self.batcher.stop()
+        if self.current:
+            await self.current.close(max(0.5, until - time.monotonic()))
+        await asyncio.gather(*self._closing)
+        if self._ticking:
+            self._ticking.cancel()
+
+
+def zygote_kind(config: ServeConfig, manifest: Manifest) -> Literal["bare", "torch"]:
+    """Which zygote forks the workers of a version."""
+    torch = bool(manifest.inputs) or any(module.partition(".")[0] in TORCH_MODULES for module in manifest.preload)
+    return "torch" if config.engine == "torch" and torch else "bare"

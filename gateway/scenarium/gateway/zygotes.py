@@ -1,0 +1,271 @@
+"""Making worker processes: by a command to a zygote, or by spawning where fork is unsafe."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from scenarium.core.workers.zygote import BARE, TORCH
+from scenarium.gateway import logs
+
+FORK = sys.platform == "linux" and hasattr(os, "pidfd_open")
+"""Whether workers are forked from zygotes; elsewhere each is a fresh interpreter."""
+_SUBREAPER = 36
+
+
+@dataclass(slots=True)
+class Process:
+    """A started worker process: our end of its socket, its stderr, and a descriptor that becomes readable when it ends."""
+
+    pid: int
+    sock: socket.socket
+    stderr: int
+    pidfd: int | None
+    popen: subprocess.Popen[bytes] | None = None
+
+    def kill(self) -> None:
+        """End it at once. The descriptor, unlike the number, cannot name another process."""
+        try:
+            if self.pidfd is not None:  # None too once it has ended
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            elif self.popen:
+                self.popen.kill()
+        except ProcessLookupError:
+            pass
+
+    def reap(self) -> int | None:
+        """Its exit status if it is our child (spawned, or orphaned by a zygote's death)."""
+        if self.popen:
+            return self.popen.poll()
+        try:
+            info = os.waitid(os.P_PIDFD, self.pidfd or 0, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            return None
+        if info is None:
+            return None
+        return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
+
+    def wait(self) -> int | None:
+        """The exit status of a spawned process that was just killed."""
+        return self.popen.wait() if self.popen else None
+
+    def close(self) -> None:
+        """Close the descriptors, once it has ended."""
+        os.close(self.stderr)
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None
+
+
+class Zygote:
+    """One zygote process, spoken to over a sequenced-packet socket."""
+
+    def __init__(self, kind: str, modules: Sequence[str], on_exit: Callable[[int, int], None]) -> None:
+        self.kind = kind
+        self.modules = frozenset(modules)
+        self.on_exit = on_exit
+        self.dead = False
+        self.failed: dict[str, str] = {}
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._forks: dict[int, asyncio.Future[tuple[int, int]]] = {}
+        self._count = 0
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ordered = [module for module in (*BARE, *TORCH, *sorted(modules)) if module in self.modules]
+        environment = {
+            **os.environ,
+            # One op with a thread pool in the parent would hang the children's pools.
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "RAYON_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+        with theirs:
+            command = [sys.executable, "-m", "scenarium.core.workers.zygote", str(theirs.fileno()), *dict.fromkeys(ordered)]
+            self.popen = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)
+        ours.setblocking(False)
+        self.control = ours
+        asyncio.get_running_loop().add_reader(ours, self._receive)
+
+    async def fork(self, sock: int, stderr: int) -> tuple[int, int]:
+        """A child that serves ``sock``: its number and pidfd.
+
+        Raises:
+            ConnectionError: the zygote died.
+        """
+        await asyncio.shield(self._ready)
+        if self.dead:
+            raise ConnectionError("the zygote ended")
+        self._count += 1
+        made: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+        self._forks[self._count] = made
+        try:
+            socket.send_fds(self.control, [json.dumps({"fork": self._count}).encode()], [sock, stderr])
+        except OSError as fault:
+            self._gone()
+            raise ConnectionError("the zygote ended") from fault
+        return await made
+
+    def retire(self) -> None:
+        """Let it exit; its children stay."""
+        if not self.dead:
+            self.dead = True
+            asyncio.get_running_loop().remove_reader(self.control)
+            try:
+                self.control.send(b'{"retire": true}')
+            except OSError:
+                pass
+            self.control.close()
+
+    def _receive(self) -> None:
+        try:
+            message, fds, _, _ = socket.recv_fds(self.control, 65536, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            message, fds = b"", []
+        if not message:
+            self._gone()
+            return
+        told = json.loads(message)
+        if "ready" in told:
+            self.failed = told["failed"]
+            if not self._ready.done():
+                self._ready.set_result(None)
+        elif "id" in told:
+            made = self._forks.pop(told["id"])
+            if made.done():  # nobody waits any more; the child sees its socket's end
+                os.close(fds[0])
+            else:
+                made.set_result((told["pid"], fds[0]))
+        else:
+            self.on_exit(told["exit"], told["status"])
+
+    def _gone(self) -> None:
+        if self.dead:
+            return
+        self.dead = True
+        asyncio.get_running_loop().remove_reader(self.control)
+        self.control.close()
+        fault = ConnectionError("the zygote ended")
+        for made in (self._ready, *self._forks.values()):
+            if not made.done():
+                made.set_exception(fault)
+                made.exception()  # a zygote may die while nobody waits for it
+        logs.event("error", "zygote_died", zygote=self.kind, status=self.popen.poll())
+
+
+class Nursery:
+    """Where workers come from: a bare and a torch zygote, each made when it is first needed and made anew when it died or is stale."""
+
+    def __init__(self) -> None:
+        self.zygotes: dict[str, Zygote] = {}
+        self.preload: dict[str, set[str]] = {"bare": set(BARE), "torch": set(TORCH)}
+        self.exits: dict[int, int] = {}
+        """Exit status of the workers whose end a zygote reported."""
+        self.retired: list[subprocess.Popen[bytes]] = []
+        self.stamp = installed_stamp()
+        if FORK:
+            # A worker whose zygote died becomes our child, so its exit status is known and no zombie stays.
+            ctypes.CDLL(None, use_errno=True).prctl(_SUBREAPER, 1, 0, 0, 0)
+
+    def want(self, kind: str, modules: Sequence[str]) -> None:
+        """Have ``modules`` imported in the zygote before it forks."""
+        self.preload[kind].update(modules)
+
+    def warm(self, kind: str) -> None:
+        """Start the zygote now, so that it imports while the version is read."""
+        if FORK:
+            self._zygote(kind)
+
+    async def start(self, kind: str) -> Process:
+        """A new worker process. A zygote that dies meanwhile is made anew.
+
+        Raises:
+            OSError: no process can be made.
+        """
+        ours, theirs = socket.socketpair()
+        read, write = os.pipe()
+        try:
+            if not FORK:
+                return self._spawn(ours, theirs, read, write)
+            for attempt in range(3):
+                try:
+                    pid, pidfd = await self._zygote(kind).fork(theirs.fileno(), write)
+                except ConnectionError:
+                    if attempt == 2:
+                        raise
+                else:
+                    return Process(pid, ours, read, pidfd)
+            raise ConnectionError
+        except BaseException:
+            ours.close()
+            os.close(read)
+            raise
+        finally:
+            theirs.close()
+            os.close(write)
+
+    def refresh(self) -> None:
+        """Let zygotes go that imported what has been installed anew since."""
+        stamp = installed_stamp()
+        if stamp != self.stamp:
+            self.stamp = stamp
+            for zygote in self.zygotes.values():
+                self._retire(zygote)
+            self.zygotes.clear()
+        self.retired = [popen for popen in self.retired if popen.poll() is None]
+
+    async def close(self) -> None:
+        """Let all zygotes go, and wait until they are gone."""
+        for zygote in self.zygotes.values():
+            self._retire(zygote)
+        await asyncio.to_thread(self._wait)
+
+    def _wait(self) -> None:
+        for popen in self.retired:
+            try:
+                popen.wait(2)
+            except subprocess.TimeoutExpired:
+                popen.kill()
+                popen.wait()
+
+    def _zygote(self, kind: str) -> Zygote:
+        zygote = self.zygotes.get(kind)
+        if zygote and (zygote.dead or not self.preload[kind] <= zygote.modules):
+            self._retire(zygote)
+            zygote = None
+        if zygote is None:
+            zygote = self.zygotes[kind] = Zygote(kind, sorted(self.preload[kind]), self.exits.__setitem__)
+        return zygote
+
+    def _retire(self, zygote: Zygote) -> None:
+        zygote.retire()
+        self.retired.append(zygote.popen)
+
+    def _spawn(self, ours: socket.socket, theirs: socket.socket, read: int, write: int) -> Process:
+        command = [sys.executable, "-m", "scenarium.core.workers.worker", str(theirs.fileno())]
+        popen = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=write, stderr=write)
+        pidfd = os.pidfd_open(popen.pid) if hasattr(os, "pidfd_open") else None
+        return Process(popen.pid, ours, read, pidfd, popen)
+
+
+def installed_stamp() -> tuple[tuple[str, int], ...]:
+    """Changes when a distribution is installed or removed: the modification times of the folders on the path."""
+    stamp = []
+    for folder in dict.fromkeys(sys.path):
+        if folder.endswith(("site-packages", "dist-packages")):
+            try:
+                stamp.append((folder, os.stat(folder).st_mtime_ns))
+            except OSError:
+                continue
+    return tuple(stamp)
