@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -24,20 +25,20 @@ def decode(body: bytes, content_type: str, cls: type[R], sample: str = "{}") -> 
     Raises:
         ScenariumError: SCN-4001 (names the field), SCN-4002 (not JSON).
     """
-    raw = _bytes_field(cls)
+    raw = bytes_field(cls)
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return _validate(cls, _multipart(body, content_type, raw))
+        return validate(cls, _multipart(body, content_type, raw))
     start = body.lstrip()[:1]
     if raw and start not in (b"{", b"[") and kind != "application/json":
-        return _validate(cls, {raw: body})
+        return validate(cls, {raw: body})
     try:
         return cls.model_validate_json(body)
     except ValidationError as fault:
-        raise _problem(fault, sample) from None
+        raise problem(fault, sample) from None
 
 
-def _bytes_field(cls: type[BaseModel]) -> str | None:
+def bytes_field(cls: type[BaseModel]) -> str | None:
     """The first field that takes raw bytes, if the class has one."""
     for name, info in cls.model_fields.items():
         if info.annotation is bytes or bytes in getattr(info.annotation, "__args__", ()):
@@ -70,14 +71,20 @@ def _multipart(body: bytes, content_type: str, raw: str | None) -> dict[str, obj
     return values
 
 
-def _validate(cls: type[R], values: dict[str, object]) -> R:
+def validate(cls: type[R], values: Mapping[str, object]) -> R:
+    """Validate Python values against ``cls``.
+
+    Raises:
+        BadInput: names the field.
+    """
     try:
         return cls.model_validate(values)
     except ValidationError as fault:
-        raise _problem(fault, "{}") from None
+        raise problem(fault) from None
 
 
-def _problem(fault: ValidationError, sample: str) -> ScenariumError:
+def problem(fault: ValidationError, sample: str = "{}") -> ScenariumError:
+    """The first fault of a request as an error that names the field."""
     first = fault.errors(include_url=False, include_context=False)[0]
     if first["type"] == "json_invalid":
         return ScenariumError("SCN-4002", reason=first["msg"], sample=sample)

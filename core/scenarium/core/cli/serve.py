@@ -1,0 +1,33 @@
+"""``scenarium serve``."""
+
+from __future__ import annotations
+
+from scenarium.core.cli import base
+
+
+@base.command(
+    "serve",
+    en="Start the gateway: every trained scenario answers at /scenarios/<name>/predict. Ends on SIGTERM or Ctrl-C after open requests are answered.",
+    zh="启动网关：每个已训练的场景在 /scenarios/<名称>/predict 提供服务。收到 SIGTERM 或 Ctrl-C 后处理完未完成的请求再退出。",
+    examples=("scenarium serve", "scenarium serve --host 0.0.0.0 --port 80", "scenarium serve --set fraud_text.serve.workers=2"),
+)
+@base.option("--host", en="Address to listen on (gateway.host).", zh="监听地址（gateway.host）。")
+@base.option("--port", type=int, en="Port to listen on (gateway.port); 0: any free one.", zh="监听端口（gateway.port）；0 表示任意空闲端口。")
+@base.set_option
+def serve(host: str | None, port: int | None, sets: tuple[str, ...]) -> int:
+    """Read the settings and hand over to the gateway."""
+    from scenarium.core.config import GatewayConfig, check_shared
+    from scenarium.core.errors import ScenariumError
+    from scenarium.core.store import Store
+    from scenarium.gateway.server import serve as run
+
+    given = [f"gateway.host={host}"] if host is not None else []
+    given += [f"gateway.port={port}"] if port is not None else []
+    registry = base.registry([*sets, *given])
+    check_shared(registry.settings)
+    registry.names()  # a table that belongs to no scenario is an error here, not a setting lost unseen
+    config = registry.settings.validate(GatewayConfig, ("gateway",), "gateway")
+    try:
+        return run(registry, Store(registry.settings.store_url), config)
+    except OSError as fault:
+        raise ScenariumError("SCN-1009", host=config.host, port=config.port, reason=fault.strerror or str(fault)) from fault
