@@ -138,7 +138,7 @@ def _measure(run: Run, data: Data, store: Store, tags: dict[str, str]) -> Manife
         tags=tags,
         packages=_packages(scenario),
         python=platform.python_version(),
-        card=_cards(scenario),
+        card=cards(scenario),
     )
     report.write(run.out / "report.html", manifest, run.curves, figures)
     return manifest
@@ -171,7 +171,7 @@ def _packages(scenario: Scenario) -> dict[str, str]:
     return found
 
 
-def _cards(scenario: Scenario) -> dict[str, str]:
+def cards(scenario: Scenario) -> dict[str, str]:
     """The plugin's model cards: ``card.en.md`` and ``card.zh.md`` beside its module."""
     file = getattr(scenario.implementation, "__file__", None)
     if not file:
