@@ -31,5 +31,8 @@ COMMANDS: dict[str, Entry] = {
     "prune": Entry("scenarium.core.cli.versions:prune", "delete old versions that nothing refers to", "删除无引用的旧版本"),
     "serve": Entry("scenarium.core.cli.serve:serve", "start the gateway", "启动网关"),
     "config": Entry("scenarium.core.cli.config:config", "explain every setting and where its value comes from", "说明每个设置及其来源"),
+    "new": Entry("scenarium.core.cli.kit:new", "write a plugin of your own from a template", "由模板生成您自己的插件"),
+    "check": Entry("scenarium.core.cli.kit:check", "check a plugin against the hooks' contract", "按钩子的约定检查插件"),
+    "dev": Entry("scenarium.core.cli.kit:dev", "serve a plugin while you write it", "边写边运行插件"),
     "completion": Entry("scenarium.core.cli.completion:completion", "the shell's completion script", "输出命令行补全脚本"),
 }

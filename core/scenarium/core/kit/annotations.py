@@ -87,7 +87,8 @@ def _literal(literal: Any, other: Any, whole: Any) -> bool:
 
 
 def _plain(annotation: Any) -> Any:
-    if isinstance(annotation, typing.ForwardRef):
+    if isinstance(annotation, (str, typing.ForwardRef)):
+        # A name in quotes inside another type; what stands unquoted is compared.
         return Any
     if annotation is None:
         return type(None)

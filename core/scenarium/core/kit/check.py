@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
@@ -102,8 +101,3 @@ def print_checks(checks: Sequence[Check]) -> None:
     for check in checks:
         table.add_row(check.name, check.tier, check.phase, check.zh if language() == "zh" else check.en)
     Console().print(table)
-
-
-def dumps(report: Report) -> str:
-    """The report as text for ``--json``."""
-    return json.dumps(report.json(), ensure_ascii=False, indent=1)

@@ -79,9 +79,9 @@ def run_child(s: Subject, engine: str) -> Report:
     said = process.stderr.read().strip()
     process.stdout.close()
     process.stderr.close()
-    if not line.startswith("{"):
-        raise ScenariumError("SCN-7516", reason=said.splitlines()[-1] if said else f"exit code {process.returncode}")
-    found = json.loads(line)
+    found = json.loads(line) if line.startswith("{") else {"fault": said.splitlines()[-1] if said else f"exit code {process.returncode}"}
+    if "fault" in found:
+        raise ScenariumError("SCN-7516", reason=found["fault"])
     return Report(engine, found["answers"], tuple(found["torch"]) if found["torch"] else None, found["threads_added"], found["bytes_a_request"], ended)
 
 
@@ -101,7 +101,18 @@ class _TorchWatch(MetaPathFinder):
 
 
 def main() -> None:
-    """Do the job on standard input."""
+    """Do the job on standard input; a fault becomes the report."""
+    try:
+        report = work()
+    except Exception as fault:
+        # An error of Scenarium's own holds its remedy on a second line, which the parent's error has already.
+        report = {"fault": f"{type(fault).__name__}: {str(fault).partition(chr(10))[0]}"}
+    sys.stdout.write(json.dumps(report) + "\n")
+    sys.stdout.flush()
+
+
+def work() -> dict[str, Any]:
+    """Load and answer, as the job on standard input says."""
     job = json.loads(sys.stdin.buffer.read())
     sys.path[:0] = job["path"]
     watch = _TorchWatch(job["home"])
@@ -120,8 +131,7 @@ def main() -> None:
     bodies = [{"error": str(a)} if isinstance(a, Exception) else a.model_dump(mode="json") for a in answers]
     torch_at = watch.at
     threads, growth = _growth(runtime, requests[:1])
-    sys.stdout.write(json.dumps({"answers": bodies, "torch": torch_at, "threads_added": threads, "bytes_a_request": growth}) + "\n")
-    sys.stdout.flush()
+    return {"answers": bodies, "torch": torch_at, "threads_added": threads, "bytes_a_request": growth}
 
 
 def _scenario(job: dict[str, Any], plugin: Any) -> Any:

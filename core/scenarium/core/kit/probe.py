@@ -13,7 +13,13 @@ from scenarium.core.types import Row, Source
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pydantic import BaseModel
+
     from scenarium.core.pipeline import Run
+
+
+REQUESTS = 7
+"""How many requests are kept. A batch of these and the sample is small, and longer than the usual powers of two less one."""
 
 
 class Killed(BaseException):
@@ -28,7 +34,9 @@ class Probe:
         """Rows that stand in for the plugin's sources."""
         self.kill_at: int | None = None
         self.losses: list[float] = []
-        """When ``loss`` was called, seconds on the monotonic clock."""
+        """When ``loss`` was called in training mode, seconds on the monotonic clock."""
+        self.requests: list[BaseModel] = []
+        """The first requests of the measurement on held-out rows."""
         self.module: Any = None
         """The module that the last training built."""
         self.written: list[Path] = []
@@ -49,11 +57,19 @@ class Probe:
         return self.module
 
     @hookimpl(wrapper=True)
-    def loss(self) -> Generator[None, Any, Any]:
-        """Count, and die where asked to."""
-        self.losses.append(time.monotonic())
-        if len(self.losses) == self.kill_at:
-            raise Killed
+    def loss(self, model: Any) -> Generator[None, Any, Any]:
+        """Count the calls that train (validation calls it too), and die where asked to."""
+        if model.training:
+            self.losses.append(time.monotonic())
+            if len(self.losses) == self.kill_at:
+                raise Killed
+        return (yield)
+
+    @hookimpl(wrapper=True)
+    def preprocess(self, request: BaseModel) -> Generator[None, Any, Any]:
+        """Remember the request."""
+        if len(self.requests) < REQUESTS and request not in self.requests:
+            self.requests.append(request.model_copy(deep=True))
         return (yield)
 
     @hookimpl(wrapper=True)

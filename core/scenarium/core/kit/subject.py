@@ -37,7 +37,7 @@ STEPS = 4
 """Optimizer steps of the small training. Two before and two after the simulated kill."""
 
 TRIAL = (
-    "data.limit=96",
+    "data.limit=200",
     f"train.max_steps={STEPS}",
     "train.batch_size=4",
     "train.checkpoint_steps=1",
@@ -181,9 +181,10 @@ class Subject:
 
     @cached_property
     def requests(self) -> list[BaseModel]:
-        """The sample and the requests of some held-out rows."""
-        made = [self.hook.request(config=self.config, row=row) for row in self.data.test[:7]]
-        return [self.hook.sample(config=self.config), *made]
+        """The sample, and requests that the measurement of the trained version made of held-out rows."""
+        assert self.trained
+        sample = self.hook.sample(config=self.config)
+        return [sample, *(request for request in self.probe.requests if request != sample)]
 
     @contextmanager
     def killed_at(self, loss: int) -> Iterator[None]:

@@ -52,11 +52,8 @@ def metric_in_score(s: Subject) -> None:
 @check("silver", "train", "score 没有副作用，同样的输入得到同样的结果", after=("metric-in-score",))
 def score_pure(s: Subject) -> None:
     """Score is pure: the same rows and answers give the same figures, and stay as they are"""
-    rows = s.data.test
-    requests = [s.hook.request(config=s.config, row=row) for row in rows]
-    answers = [answer.model_dump(mode="json") for answer in s.runtime.predict(requests) if not isinstance(answer, Exception)]
-    if len(answers) != len(rows):
-        raise NotApplicable("not every held-out row has an answer", "并非每个保留行都有应答")
+    evaluation = s.hook.evaluate(config=s.config, runtime=s.runtime, rows=s.data.test)
+    rows, answers = evaluation.rows, evaluation.answers
     kept = copy.deepcopy((rows, answers))
     first, second = (dict(s.hook.score(config=s.config, rows=rows, answers=answers)) for _ in range(2))
     if found := difference(first, second) or difference(kept, (rows, answers)):

@@ -7,53 +7,65 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-_watched: list[tuple[list[Path], list[Path]]] = []
-_state = {"installed": False}
+SCRATCH = (tempfile.gettempprefix(), "torchinductor_")
+"""How names in the temporary folder begin that are no fault: those that ``tempfile`` makes, and the cache of torch's compiler."""
+
+MOVES = ("os.rename", "os.link", "os.symlink")
+CHANGES = ("os.mkdir", "os.remove", "os.rmdir")
+
+watched: list[tuple[list[Path], list[Path]]] = []
+"""Allowed folders and findings of the blocks that are under watch now."""
 
 
 @contextmanager
 def watch_writes(*allowed: Path) -> Iterator[list[Path]]:
-    """Collect the files opened for writing, made, renamed or removed outside ``allowed``, caches and the temporary folder.
+    """Collect the files opened for writing, made, renamed or removed outside ``allowed``, caches and temporary files.
 
     Sees Python's own calls; what a C library opens by itself goes unseen.
     """
-    if not _state["installed"]:
-        sys.addaudithook(_hook)
-        _state["installed"] = True
+    _install()
     home = Path.home()
-    caches = [Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache"), *(Path(os.environ[n]) for n in ("HF_HOME", "TORCH_HOME") if n in os.environ)]
-    places = [p.resolve() for p in (*allowed, *caches, home / ".config" / "matplotlib", Path("/dev"), Path("/proc"))]
+    caches = [Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache"), *(Path(os.environ[name]) for name in ("HF_HOME", "TORCH_HOME") if name in os.environ)]
+    places = [place.resolve() for place in (*allowed, *caches, home / ".config" / "matplotlib", Path("/dev"), Path("/proc"))]
     entry: tuple[list[Path], list[Path]] = (places, [])
-    _watched.append(entry)
+    watched.append(entry)
     try:
         yield entry[1]
     finally:
-        _watched.remove(entry)
+        watched.remove(entry)
 
 
-def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _watched:
+@cache
+def _install() -> None:
+    # An audit hook cannot be taken away again, so there is one, and it does nothing outside of ``watch_writes``.
+    sys.addaudithook(_audit)
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if not watched or event not in ("open", *MOVES, *CHANGES):
         return
-    if event == "open":
-        path, mode, flags = arguments
-        writes = (isinstance(mode, str) and any(letter in mode for letter in "wax+")) or (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR))
-        if not writes:
-            return
-    elif event in ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink"):
-        path = arguments[1] if event in ("os.rename", "os.link", "os.symlink") else arguments[0]
-    else:
+    path = arguments[1] if event in MOVES else arguments[0]
+    if event == "open" and not _writes(*arguments[1:3]):
         return
-    if not isinstance(path, (str, bytes, os.PathLike)):
-        return
-    found = Path(os.path.abspath(os.fsdecode(path)))
+    if isinstance(path, (str, bytes, os.PathLike)):
+        found = Path(os.path.abspath(os.fsdecode(path)))
+        for places, findings in watched:
+            if not _harmless(found, places):
+                findings.append(found)
+
+
+def _writes(mode: object, flags: object) -> bool:
+    if isinstance(mode, str) and any(letter in mode for letter in "wax+"):
+        return True
+    return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR))
+
+
+def _harmless(path: Path, places: list[Path]) -> bool:
     scratch = Path(tempfile.gettempdir()).resolve()
-    for places, written in _watched:
-        inside = any(found.is_relative_to(place) for place in places) or "__pycache__" in found.parts
-        # A name that tempfile made is scratch; a fixed name in the temporary folder is shared between runs.
-        if not inside and not (
-            found.is_relative_to(scratch) and found.relative_to(scratch).parts[:1] and found.relative_to(scratch).parts[0].startswith("tmp")
-        ):
-            written.append(found)
+    if path.parent.is_relative_to(scratch) and path.relative_to(scratch).parts[0].startswith(SCRATCH):
+        return True
+    return "__pycache__" in path.parts or any(path.is_relative_to(place) for place in places)
