@@ -1,0 +1,48 @@
+"""The network: every token gives its own evidence for each label, and the logits are their sum.
+
+So the explanation is exact: what is shown as a word's weight is what the word added. The same thought for images: W. Brendel and
+M. Bethge, "Approximating CNNs with Bag-of-local-Features models", ICLR 2019. Hashed n-grams: A. Joulin et al., "Bag of Tricks
+for Efficient Text Classification", EACL 2017. Gated convolutions: Y. Dauphin et al., ICML 2017.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Evidence(nn.Module):
+    """Hashed n-grams → wide (one weight a label) plus deep (embedding, gated convolutions, attention) evidence a token."""
+
+    def __init__(self, labels: int, size: int, width: int, layers: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.wide = nn.Embedding(size, labels)
+        self.deep = nn.Embedding(size, width)
+        nn.init.zeros_(self.wide.weight)
+        nn.init.normal_(self.deep.weight, std=0.1)
+        self.scale = nn.Parameter(torch.ones(1))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers + 1))
+        self.convolutions = nn.ModuleList(nn.Conv1d(width, 2 * width, 3, padding=1) for _ in range(layers))
+        self.attention = nn.Linear(width, 1)
+        self.labels = nn.Linear(width, labels, bias=False)
+        self.bias = nn.Parameter(torch.zeros(labels))
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """``ids`` int32 [rows, tokens, kinds], 0 = none → logits [rows, labels], evidence [rows, tokens, labels].
+
+        ``logits = bias + evidence.sum(1)`` exactly. Rows of zeros add nothing, so padding changes no answer.
+        """
+        seen = (ids > 0).to(self.bias.dtype)
+        mask = seen[..., :1]
+        # Whole n-grams are dropped while training, so that no single one decides.
+        seen = functional.dropout(seen, self.dropout, self.training).unsqueeze(-1)
+        wide = (self.wide(ids) * seen).sum(2) * (self.scale / mask.sum(1, keepdim=True).clamp(min=1).sqrt())
+        x = self.norms[0]((self.deep(ids) * seen).sum(2)) * mask
+        for convolution, norm in zip(self.convolutions, list(self.norms)[1:], strict=True):
+            value, gate = convolution(x.transpose(1, 2)).transpose(1, 2).chunk(2, -1)
+            x = norm(x + functional.dropout(value * torch.sigmoid(gate), self.dropout, self.training)) * mask
+        share = torch.softmax(self.attention(x).float() + (mask - 1) * 1e4, 1)
+        evidence = (wide + share * self.labels(x)) * mask
+        return self.bias + evidence.sum(1), evidence
