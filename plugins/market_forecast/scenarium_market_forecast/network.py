@@ -24,6 +24,8 @@ class QuantileForecaster(nn.Module):
         super().__init__()
         normal = torch.tensor([NormalDist().inv_cdf(level) for level in levels], dtype=torch.float32)
         self.middle = len(levels) // 2
+        self.gaps: Tensor
+        self.steps: Tensor
         self.register_buffer("gaps", normal.diff())
         self.register_buffer("steps", torch.arange(1, horizon + 1, dtype=torch.float32).sqrt())
         self.decay = decay

@@ -92,8 +92,8 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's rank correlation; 0 where one side is constant or too short to say."""
     if len(a) < 30 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
-    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    ranks = np.stack([np.argsort(np.argsort(values)).astype(float) for values in (a, b)])
+    return float(np.corrcoef(ranks)[0, 1])
 
 
 def pinball(quantiles: np.ndarray, levels: Sequence[float], truth: np.ndarray) -> np.ndarray:
@@ -103,12 +103,14 @@ def pinball(quantiles: np.ndarray, levels: Sequence[float], truth: np.ndarray) -
     """
     error = truth[..., None] - quantiles
     level = np.asarray(levels)
-    return np.maximum(level * error, (level - 1) * error).mean(axis=(1, 2))
+    loss: np.ndarray = np.maximum(level * error, (level - 1) * error).mean(axis=(1, 2))
+    return loss
 
 
 def future_returns(prices: np.ndarray, future: np.ndarray) -> np.ndarray:
     """Cumulative log returns of [N, H] future prices from the last of [N, C + 1] known prices."""
-    return np.log(future) - np.log(prices[:, -1:])
+    returns: np.ndarray = np.log(future) - np.log(prices[:, -1:])
+    return returns
 
 
 def simple_forecasts(prices: np.ndarray, horizon: int, levels: Sequence[float]) -> dict[str, np.ndarray]:
