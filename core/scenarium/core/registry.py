@@ -253,10 +253,15 @@ class Registry:
         raise ScenariumError("SCN-1006", **origin.place, name=name, plugin=names[name], dashed=names[name].replace("_", "-"))
 
     def serve_config(self, name: str) -> ServeConfig:
-        """The ``serve`` section alone, which a gateway may read without importing the plugin."""
+        """The ``serve`` section alone, which a gateway may read without importing the plugin.
+
+        Keys that are not the core's are left to the worker, which knows the plugin's own class.
+        """
         from scenarium.core.config import ServeConfig
 
-        return self.settings.validate(ServeConfig, ("scenarios", name, "serve"), name)
+        prefix = ("scenarios", name, "serve")
+        others = [key for key in self.settings.table(*prefix) if key not in ServeConfig.model_fields]
+        return self.settings.validate(ServeConfig, prefix, name, ignore=others)
 
     @property
     def extension_plugins(self) -> list[Plugin]:

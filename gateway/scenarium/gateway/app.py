@@ -9,19 +9,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Response
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from fastapi import FastAPI
 from starlette.routing import Route
 
-from scenarium.core.config import GatewayConfig
+from scenarium.core.config import GatewayConfig, ServeConfig
 from scenarium.core.errors import ScenariumError
 from scenarium.core.registry import Registry
 from scenarium.core.store import PRODUCTION, Store
-from scenarium.gateway import logs
-from scenarium.gateway.metrics import GatewayCollector
+from scenarium.gateway import cold, logs
+from scenarium.gateway.bulk import Bulk
 from scenarium.gateway.predict import Predict
 from scenarium.gateway.services import Service, zygote_kind
+from scenarium.gateway.stream import Stream
 from scenarium.gateway.zygotes import Nursery
 
 POLL_S = 1.0
@@ -36,6 +35,7 @@ class Gateway:
         self.store = store
         self.config = config
         self.services: dict[str, Service] = {}
+        self.started = False
         self.draining = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -55,7 +55,7 @@ class Gateway:
         """Start every scenario that has a version; returns before they are ready."""
         self.nursery = Nursery()
         for name, plugin in self.registry.names().items():
-            self.services[name] = Service(name, plugin, self.registry.serve_config(name), self.registry, self.store, self.nursery)
+            self.services[name] = self._service(name, plugin)
         numbers = await asyncio.to_thread(self._numbers)
         trained = [service for name, service in self.services.items() if numbers[name] is not None]
         busy = sum(service.config.workers for service in trained)
@@ -63,8 +63,10 @@ class Gateway:
             service.threads = service.config.threads or max(1, cores() // max(1, busy))
         await asyncio.to_thread(self._preload, numbers)
         for name, service in self.services.items():
-            self._spawn(service.load(numbers[name]))
+            if service.wrong is None:
+                self._spawn(service.load(numbers[name]))
         self._spawn(self._poll())
+        self.started = True
 
     async def stop(self) -> None:
         """Finish what is open, then end every worker and zygote."""
@@ -73,6 +75,15 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*(service.close(self.config.drain_s) for service in self.services.values()))
         await self.nursery.close()
+
+    def _service(self, name: str, plugin: str) -> Service:
+        """The service; settings that are wrong make this scenario fail and no other."""
+        wrong = None
+        try:
+            config = self.registry.serve_config(name)
+        except ScenariumError as fault:
+            config, wrong = ServeConfig(), fault
+        return Service(name, plugin, config, self.registry, self.store, self.nursery, wrong)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -106,7 +117,7 @@ class Gateway:
             self.nursery.refresh()
             for name, number in numbers.items():
                 service = self.services[name]
-                if number is not None and number != service.tried:
+                if number is not None and number != service.tried and service.wrong is None:
                     self._spawn(service.load(number))
 
 
@@ -134,16 +145,7 @@ def create_app(registry: Registry, store: Store, config: GatewayConfig | None = 
 
     app = FastAPI(title="Scenarium", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.gateway = gateway
-    app.router.routes.insert(0, Route("/scenarios/{name}/predict", Predict(gateway), methods=["POST"]))
-    metrics = CollectorRegistry()
-    metrics.register(GatewayCollector(gateway.services))
-
-    @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/metrics")
-    async def show_metrics() -> Response:
-        return Response(generate_latest(metrics), media_type=CONTENT_TYPE_LATEST)
-
+    for path, endpoint in (("predict", Predict), ("predict/batch", Bulk), ("stream", Stream)):
+        app.router.routes.append(Route(f"/scenarios/{{name}}/{path}", endpoint(gateway), methods=["POST"]))
+    cold.add_routes(app, gateway)
     return app

@@ -15,6 +15,7 @@ Rules:
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
@@ -67,6 +68,7 @@ class Request:
         "deadline",
         "done",
         "entered",
+        "ident",
         "key",
         "language",
         "queued",
@@ -90,7 +92,10 @@ class Request:
         self.sent = 0.0
         self.language = "en"
         self.trace = ""
+        self.ident = b""
+        """The request id that client and logs see."""
         self.key = ""
+        """Routing key: requests with one key go to one worker."""
         self.stream: Callable[[bytes], None] | None = None
         """Takes the parts of a streamed answer; None: one answer."""
         self.slot: _Worker | None = None
@@ -135,6 +140,8 @@ class Batcher:
         """Live requests that wait; ``waiting`` may hold ended ones too, which are dropped when they are reached."""
         self.live = 0
         """Requests that have not ended."""
+        self.keyed = 0
+        """Waiting requests that have a routing key."""
         self.batch_sizes: Callable[[int], None] = lambda size: None
 
     def submit(self, request: Request, now: float) -> None:
@@ -170,10 +177,14 @@ class Batcher:
 
     def part(self, slot: Slot, rid: int, chunk: bytes) -> None:
         """A part of a streamed answer came."""
-        worker = self.workers.get(id(slot))
-        request = worker.open.get(rid) if worker else None
+        request = self.find(slot, rid)
         if request and not request.done and request.stream:
             request.stream(chunk)
+
+    def find(self, slot: Slot, rid: int) -> Request | None:
+        """The request that a worker holds."""
+        worker = self.workers.get(id(slot))
+        return worker.open.get(rid) if worker else None
 
     def answered(self, slot: Slot, rid: int, outcome: Outcome) -> bool:
         """A worker answered one item. Call ``pump`` when all that came together are in. False: nobody waits for it."""
@@ -265,18 +276,21 @@ class Batcher:
 
     def _take(self, worker: _Worker, room: int, now: float) -> list[Request]:
         if self.suspects:
-            return [] if worker.open else self._next(self.suspects, 1, now)
+            return [] if worker.open else self._next(worker, self.suspects, 1, now)
         if any(request.suspect for request in worker.open.values()):
             return []  # a suspect runs alone
         if self.max_delay and self.depth < room and not worker.open:
             first = next((request for request in self.waiting if not request.done), None)
             if first and now - first.entered < self.max_delay:
                 return []
-        return self._next(self.waiting, room, now)
+        return self._next(worker, self.waiting, room, now)
 
-    def _next(self, queue: deque[Request], room: int, now: float) -> list[Request]:
+    def _next(self, worker: _Worker, queue: deque[Request], room: int, now: float) -> list[Request]:
         """Up to ``room`` live requests off the queue; those past their deadline end here."""
         batch: list[Request] = []
+        others: list[Request] = []
+        """Those whose key belongs to another worker."""
+        home = [each for each in self.workers.values() if not each.retired] if self.keyed and len(self.workers) > 1 else []
         while queue and len(batch) < room:
             request = queue.popleft()
             if request.done:
@@ -284,23 +298,32 @@ class Batcher:
             if request.deadline <= now:
                 self._end(request, Outcome(0, b"", failure="deadline"))
                 continue
-            request.queued = False
-            self.depth -= 1
+            if home and request.key and home[zlib.crc32(request.key.encode()) % len(home)] is not worker:
+                others.append(request)
+                continue
+            self._unqueued(request)
             batch.append(request)
+        queue.extendleft(reversed(others))
         return batch
 
     def _queued(self, request: Request) -> None:
         request.queued = True
         self.depth += 1
+        self.keyed += bool(request.key)
+
+    def _unqueued(self, request: Request) -> None:
+        request.queued = False
+        self.depth -= 1
+        self.keyed -= bool(request.key)
 
     def _end(self, request: Request, outcome: Outcome) -> None:
         request.done = True
         self.live -= 1
         if request.queued:
-            request.queued = False
-            self.depth -= 1
+            self._unqueued(request)
         request.resolve(outcome)
 
     def _released(self, worker: _Worker) -> None:
-        if worker.retired and not worker.open and self.workers.pop(id(worker.slot), None):
+        if worker.retired and not worker.open and id(worker.slot) in self.workers:
+            del self.workers[id(worker.slot)]
             worker.slot.release()

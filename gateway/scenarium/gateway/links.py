@@ -31,7 +31,7 @@ class Owner(Protocol):
     def part(self, link: WorkerLink, rid: int, chunk: bytes) -> None:
         """A part of a stream."""
 
-    def logged(self, rid: int, entry: dict[str, Any]) -> None:
+    def logged(self, link: WorkerLink, rid: int, entry: dict[str, Any]) -> None:
         """A masked log entry."""
 
     def released(self, link: WorkerLink) -> None:
@@ -179,7 +179,7 @@ class WorkerLink(asyncio.Protocol):
             if pong and not pong.done():
                 pong.set_result(None)
         elif kind == frames.LOG:
-            self.owner.logged(frames.RID.unpack_from(body)[0], json.loads(bytes(body[8:])))
+            self.owner.logged(self, frames.RID.unpack_from(body)[0], json.loads(bytes(body[8:])))
 
     def connection_lost(self, exc: Exception | None) -> None:
         # Whatever it had answered has been read; a process that closed its socket but lives on serves nobody.

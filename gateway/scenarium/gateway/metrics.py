@@ -67,6 +67,10 @@ class Stats:
         self._forward(times[2] * 1e-6)
         self._postprocess(times[3] * 1e-6)
 
+    def failed(self, failure: str | None) -> None:
+        """Count one request that its worker did not answer."""
+        self.outcomes[failure if failure in ("busy", "deadline", "cancelled") else "server_error"] += 1
+
 
 class GatewayCollector(Collector):
     """Reads the figures of all scenarios."""

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import re
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from scenarium.core.errors import ScenariumError, language
@@ -29,9 +31,6 @@ _TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 RETRY_AFTER = (b"retry-after", b"1")
 JSON = (b"content-type", b"application/json")
 PROBLEM = (b"content-type", problems.PROBLEM)
-
-STREAM_BACKLOG = 1 << 20
-"""Bytes of a stream that may wait for its client."""
 
 
 class Disconnected(Exception):
@@ -68,6 +67,12 @@ class Call:
                 self.deadline_ms = value
         if not self.rid_header:
             self.rid_header = f"{_BOOT}-{self.rid:x}".encode()
+
+    def request(self, body: bytes, now: float, limit_ms: float, resolve: Callable[[Outcome], None]) -> Request:
+        """The request for the queue."""
+        request = Request(self.rid, body, now + limit_ms / 1000, resolve, now)
+        request.content_type, request.language, request.trace, request.ident = self.content_type, self.language, self.trace, self.rid_header
+        return request
 
     def deadline(self, configured: float) -> float:
         """Milliseconds that the request may take: the header's, at most the configured.
@@ -117,18 +122,34 @@ async def read_body(receive: Receive, limit: int, length: int, name: str) -> byt
     return b"".join(parts)
 
 
-async def send_problem(send: Send, error: ScenariumError, call: Call, version: bytes = b"") -> None:
+def body_key(body: bytes, pointer: str) -> str:
+    """The routing key that a JSON pointer finds in a body; empty where there is none. The only parsing in the gateway's hot path,
+    and only for scenarios that name such a pointer."""
+    try:
+        value = json.loads(body)
+        for part in pointer.strip("/").split("/"):
+            value = value[part.replace("~1", "/").replace("~0", "~")]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""  # the worker says what is wrong with it
+    return str(value)[:256]
+
+
+async def send_problem(send: Send, error: ScenariumError, call: Call, version: int = 0) -> None:
     """Answer with problem details."""
     headers = [PROBLEM, (b"x-request-id", call.rid_header)]
     if version:
-        headers.append((b"x-scenarium-version", version))
+        headers.append((b"x-scenarium-version", b"%d" % version))
     if error.status == 503:
         headers.append(RETRY_AFTER)
     if error.status == 413:
         headers.append((b"connection", b"close"))
-    content = problems.body(error, call.language)
+    await send_body(send, error.status, headers, problems.body(error, call.language))
+
+
+async def send_body(send: Send, status: int, headers: list[tuple[bytes, bytes]], content: bytes) -> None:
+    """A whole answer."""
     headers.append((b"content-length", b"%d" % len(content)))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})
 
 
@@ -182,35 +203,36 @@ class Predict(Endpoint):
         body = await read_body(receive, config.max_body_bytes, call.length, service.name)
         now = time.monotonic()
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        request = Request(call.rid, body, now + limit_ms / 1000, future.set_result, now)
-        request.content_type, request.language, request.trace, request.key = call.content_type, call.language, call.trace, call.key
+        request = call.request(body, now, limit_ms, future.set_result)
+        request.key = call.key or (service.route_key and body_key(body, service.route_key)) or ""
         request.watch = self.watcher(service, request, receive)
         service.submit(request)
         outcome = await future
-        stats = service.stats
         if outcome.failure is None:
-            stats.answered(outcome.status, time.monotonic() - now, request.sent - now, outcome.times)
-            content = outcome.body
-            headers = [
-                JSON if outcome.status < 400 else PROBLEM,
-                (b"content-length", b"%d" % len(content)),
-                (b"x-request-id", call.rid_header),
-                (b"x-scenarium-version", b"%d" % outcome.version),
-            ]
-            if outcome.status >= 500:
-                logs.event("error", "request_failed", scenario=service.name, request_id=call.rid_header.decode(), status=outcome.status)
-            await send({"type": "http.response.start", "status": outcome.status, "headers": headers})
-            await send({"type": "http.response.body", "body": content})
-            return
-        count_failure(service, outcome)
-        if outcome.failure == "cancelled":
-            raise Disconnected
-        error = problems.of_failure(service, outcome, limit_ms)
-        logs.event("warning", "request_failed", scenario=service.name, request_id=call.rid_header.decode(), code=error.code)
-        await send_problem(send, error, call, b"%d" % outcome.version if outcome.version else b"")
+            count_answer(service, request, outcome)
+            kind = JSON if outcome.status < 400 else PROBLEM
+            headers = [kind, (b"x-request-id", call.rid_header), (b"x-scenarium-version", b"%d" % outcome.version)]
+            await send_body(send, outcome.status, headers, outcome.body)
+        else:
+            await send_problem(send, failed(service, request, outcome, limit_ms), call, outcome.version)
 
 
-def count_failure(service: Service, outcome: Outcome) -> None:
-    """Count a request that its worker did not answer."""
-    known = {"busy": "busy", "deadline": "deadline", "cancelled": "cancelled"}
-    service.stats.outcomes[known.get(outcome.failure or "", "server_error")] += 1
+def count_answer(service: Service, request: Request, outcome: Outcome) -> None:
+    """Count a request that its worker answered, with an answer or an error."""
+    service.stats.answered(outcome.status, time.monotonic() - request.entered, request.sent - request.entered, outcome.times)
+    if outcome.status >= 500:
+        logs.event("error", "request_failed", scenario=service.name, request_id=request.ident.decode(), status=outcome.status)
+
+
+def failed(service: Service, request: Request, outcome: Outcome, limit_ms: float) -> ScenariumError:
+    """Count a request that its worker did not answer; the error that stands for it.
+
+    Raises:
+        Disconnected: the client left, so nobody needs to be told.
+    """
+    service.stats.failed(outcome.failure)
+    if outcome.failure == "cancelled":
+        raise Disconnected
+    error = problems.of_failure(service, outcome, limit_ms)
+    logs.event("warning", "request_failed", scenario=service.name, request_id=request.ident.decode(), code=error.code)
+    return error

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -116,7 +117,7 @@ class Generation:
                 await link.drain(1.0)
             await asyncio.shield(link.ended)
             if not self.closing:
-                asyncio.create_task(self._report(link))
+                service.spawn(self._report(link))
             return None
         finally:
             self.links.remove(link)
@@ -154,7 +155,9 @@ def _cannot_start(name: str, english: str, chinese: str, link: WorkerLink | None
 class Service:
     """One scenario as the gateway serves it."""
 
-    def __init__(self, name: str, plugin: str, config: ServeConfig, registry: Registry, store: Store, nursery: Nursery) -> None:
+    def __init__(
+        self, name: str, plugin: str, config: ServeConfig, registry: Registry, store: Store, nursery: Nursery, wrong: ScenariumError | None = None
+    ) -> None:
         self.name = name
         self.plugin = plugin
         self.config = config
@@ -165,8 +168,10 @@ class Service:
         self.batcher = Batcher(config.queue_size, config.max_delay_ms / 1000)
         self.stats = Stats()
         self.batcher.batch_sizes = self.stats.batch
-        self.state: State = "starting"
-        self.fault: ScenariumError | None = None
+        self.wrong = wrong
+        """What is wrong with its settings."""
+        self.state: State = "failed" if wrong else "starting"
+        self.fault: ScenariumError | None = wrong
         """Why it cannot serve now."""
         self.last_fault: dict[str, Any] | None = None
         self.current: Generation | None = None
@@ -176,9 +181,19 @@ class Service:
         """Number of the version that was last loaded, or refused."""
         self._ticking: asyncio.TimerHandle | None = None
         self._loading = asyncio.Lock()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def route_key(self) -> str | None:
+        """JSON pointer of the routing key, where keys matter: with several workers, or to the worker itself."""
+        return self.version.manifest.route_key if self.version else None
+
+    @property
+    def served(self) -> int | None:
+        """Number of the version that is served, or would be."""
+        return self.version.number if self.version else None
 
     def submit(self, request: Request) -> None:
         """Take a request in. It ends by its ``resolve``."""
@@ -215,17 +230,23 @@ class Service:
     def part(self, link: WorkerLink, rid: int, chunk: bytes) -> None:
         self.batcher.part(link, rid, chunk)
 
-    def logged(self, rid: int, entry: dict[str, Any]) -> None:
-        logs.event("info", "payload", scenario=self.name, rid=rid, **entry)
+    def logged(self, link: WorkerLink, rid: int, entry: dict[str, Any]) -> None:
+        request = self.batcher.find(link, rid)
+        logs.event("info", "payload", scenario=self.name, request_id=request.ident.decode() if request else None, **entry)
 
     def released(self, link: WorkerLink) -> None:
-        asyncio.create_task(link.drain(5.0))
+        self.spawn(link.drain(5.0))
 
     def died(self, link: WorkerLink) -> None:
-        if not self._serving(link):
-            if self.state == "ready":
-                self.state = "starting"
+        if not self._serving(link) and self.state == "ready":
+            self.state = "starting"
         self.batcher.lost(link, time.monotonic())
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _serving(self, dead: WorkerLink) -> bool:
         return any(link is not dead and link.ready.done() and not link.ended.done() for link in self.links())
@@ -272,9 +293,7 @@ class Service:
         for link in generation.links:
             if link.ready.done() and not link.ended.done():
                 self.batcher.add(link, time.monotonic())
-        task = asyncio.create_task(old.close(self.config.deadline_ms / 1000 + 5))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self.spawn(old.close(self.config.deadline_ms / 1000 + 5))
         logs.event("info", "version_served", scenario=self.name, version=version.number, before=old.version.number)
 
     def _refuse(self, fault: ScenariumError) -> None:
@@ -321,7 +340,11 @@ class Service:
                 "version": plugin.version,
                 "hook_api": plugin.hook_api,
             },
-            "serve": self.registry.settings.table("scenarios", self.name, "serve"),
+            "serve": [
+                [key[2:], value, [origin.kind, origin.name, origin.line]]
+                for key, (value, origin) in self.registry.settings.flat.items()
+                if key[:3] == ("scenarios", self.name, "serve")
+            ],
             "manifest": version.manifest.model_dump(mode="json"),
             "folder": str(version.folder),
             "device": self.config.device,
@@ -337,7 +360,7 @@ class Service:
         self.batcher.stop()
         if self.current:
             await self.current.close(max(0.5, until - time.monotonic()))
-        await asyncio.gather(*self._closing)
+        await asyncio.gather(*self._tasks)
         if self._ticking:
             self._ticking.cancel()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scenarium.core.workers.zygote import BARE, TORCH
 from scenarium.gateway import logs
@@ -120,10 +122,8 @@ class Zygote:
         if not self.dead:
             self.dead = True
             asyncio.get_running_loop().remove_reader(self.control)
-            try:
+            with contextlib.suppress(OSError):
                 self.control.send(b'{"retire": true}')
-            except OSError:
-                pass
             self.control.close()
 
     def _receive(self) -> None:
@@ -157,7 +157,8 @@ class Zygote:
         asyncio.get_running_loop().remove_reader(self.control)
         self.control.close()
         fault = ConnectionError("the zygote ended")
-        for made in (self._ready, *self._forks.values()):
+        waiting: list[asyncio.Future[Any]] = [self._ready, *self._forks.values()]
+        for made in waiting:
             if not made.done():
                 made.set_exception(fault)
                 made.exception()  # a zygote may die while nobody waits for it

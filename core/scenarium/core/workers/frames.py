@@ -5,7 +5,8 @@ Every frame is ``length: u32`` (of what follows), ``kind: u8``, then the kind's 
 To the worker:
 
 ========= ==== ====================================================================================================
-hello      1   JSON: ``proto``, ``scenario``, ``plugin``, ``serve``, ``manifest``, ``folder``, ``device``, ``threads``
+hello      1   JSON: ``proto``, ``scenario``, ``plugin``, ``serve``, ``manifest``, ``folder``, ``device``, ``threads``.
+               ``serve`` lists the settings: key, value, origin
 batch      2   ``count: u16``, then ``count`` items (below)
 cancel     3   ``rid: u64``: nobody waits for this answer any more
 drain      4   finish what is open, then exit 0
@@ -130,7 +131,8 @@ def answer_frame(answer: Answer, kind: int = ITEM) -> bytes:
 
 def read_answer(body: memoryview) -> Answer:
     """The answer in an item's or end's body."""
-    return Answer(*ANSWER.unpack_from(body), bytes(body[ANSWER.size :]))
+    rid, status, queue, preprocess, forward, postprocess = ANSWER.unpack_from(body)
+    return Answer(rid, status, queue, preprocess, forward, postprocess, bytes(body[ANSWER.size :]))
 
 
 class Reader:

@@ -254,7 +254,7 @@ def open_runtime(hello: dict[str, Any]) -> Runtime:
         ScenariumError: whatever is wrong with plugin, settings or version; among it that the answer to the sample changed.
     """
     manifest = Manifest.model_validate(hello["manifest"])
-    flat: Flat = {("scenarios", hello["scenario"], "serve", key): (value, Origin("file", "scenarios.toml")) for key, value in hello["serve"].items()}
+    flat: Flat = {("scenarios", hello["scenario"], *key): (value, Origin(*origin)) for key, value, origin in hello["serve"]}
     settings = Settings(flat, None)
     scenario = Scenario(hello["scenario"], Plugin(**hello["plugin"]), settings, Registry(settings, {}).extensions)
     return Runtime.open(scenario, Path(hello["folder"]), manifest, choose_device(hello["device"]))

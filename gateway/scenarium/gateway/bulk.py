@@ -1,0 +1,151 @@
+"""``POST /scenarios/{name}/predict/batch``: a JSON array or JSON lines of any length in, the answers in order out.
+
+The elements go through the scenario's queue like single requests, a few at a time, so memory stays bounded and other clients are
+served between them. An element that fails gives its problem details in its place. The answers wait in a temporary file until the
+body is read, because most clients read nothing while they send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections import deque
+from typing import IO, TYPE_CHECKING
+
+from scenarium.core.errors import ScenariumError
+from scenarium.gateway import problems
+from scenarium.gateway.batching import Outcome, Request
+from scenarium.gateway.elements import Elements
+from scenarium.gateway.predict import Call, Disconnected, Endpoint, count_answer, failed
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Send
+
+    from scenarium.gateway.services import Service
+
+IN_MEMORY = 1 << 20
+PIECE = 1 << 16
+RETRY_S = 0.01
+
+
+class Bulk(Endpoint):
+    """The endpoint."""
+
+    async def answer(self, service: Service, call: Call, receive: Receive, send: Send) -> None:
+        if service.fault:
+            raise service.fault
+        limit_ms = call.deadline(service.config.deadline_ms)
+        work = _Work(service, call, limit_ms)
+        with tempfile.SpooledTemporaryFile(IN_MEMORY) as answers:
+            try:
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Disconnected
+                    more = message.get("more_body", False)
+                    for element in work.elements.feed(message.get("body", b"")):
+                        await work.put(element, answers)
+                for element in work.elements.close():
+                    await work.put(element, answers)
+                await work.finish(answers, receive)
+            finally:
+                work.cancel()
+            await _send(send, call, work, answers)
+
+
+class _Work:
+    """The elements on their way."""
+
+    def __init__(self, service: Service, call: Call, limit_ms: float) -> None:
+        self.service = service
+        self.call = call
+        self.limit_ms = limit_ms
+        self.elements = Elements(service.config.max_body_bytes, service.name)
+        self.open: deque[tuple[Request, asyncio.Task[bytes]]] = deque()
+        self.count = self.errors = 0
+
+    def window(self) -> int:
+        """Elements at once: enough that a batch gathers while another runs, and never the whole queue."""
+        largest = max((link.max_batch for link in self.service.links()), default=1)
+        return max(1, min(2 * largest * self.service.config.workers, self.service.config.queue_size // 2))
+
+    async def put(self, element: bytes, answers: IO[bytes]) -> None:
+        """Ask for one element; wait for the oldest where too many are open."""
+        while len(self.open) >= self.window():
+            await self._write(answers)
+        item = Call([])
+        item.language, item.trace, item.key = self.call.language, self.call.trace, self.call.key
+        item.rid_header = b"%s.%d" % (self.call.rid_header, self.count)
+        self.count += 1
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        request = item.request(element, time.monotonic(), self.limit_ms, future.set_result)
+        self.open.append((request, asyncio.create_task(self._one(request, future))))
+
+    async def finish(self, answers: IO[bytes], receive: Receive) -> None:
+        """Wait for all, or until the client leaves: after the body nothing else can come from it."""
+        gone = asyncio.ensure_future(receive())
+        try:
+            while self.open:
+                await asyncio.wait({self.open[0][1], gone}, return_when=asyncio.FIRST_COMPLETED)
+                if gone.done():
+                    raise Disconnected
+                await self._write(answers)
+        finally:
+            gone.cancel()
+
+    def cancel(self) -> None:
+        """Give up what is open."""
+        for request, task in self.open:
+            task.cancel()
+            if request.queued or request.slot:
+                self.service.cancel(request)
+        self.open.clear()
+
+    async def _one(self, request: Request, future: asyncio.Future[Outcome]) -> bytes:
+        """The answer to one element, or its problem details."""
+        service = self.service
+        while service.batcher.depth >= service.config.queue_size and time.monotonic() < request.deadline:
+            await asyncio.sleep(RETRY_S)  # a batch waits its turn; single requests are refused
+        if service.fault:
+            raise service.fault
+        service.submit(request)
+        outcome = await future
+        if outcome.failure is None:
+            count_answer(service, request, outcome)
+            self.errors += outcome.status >= 400
+            return outcome.body
+        self.errors += 1
+        return problems.body(failed(service, request, outcome, self.limit_ms), self.call.language)
+
+    async def _write(self, answers: IO[bytes]) -> None:
+        _, task = self.open[0]
+        try:
+            answer = await task
+        except ScenariumError as error:
+            self.errors += 1
+            answer = problems.body(error, self.call.language)
+        self.open.popleft()
+        if self.elements.array:
+            answers.write(b"[" if not answers.tell() else b",\n")
+            answers.write(answer)
+        else:
+            answers.write(answer + b"\n")
+
+
+async def _send(send: Send, call: Call, work: _Work, answers: IO[bytes]) -> None:
+    if work.elements.array:
+        answers.write(b"]" if answers.tell() else b"[]")
+    headers = [
+        (b"content-type", b"application/json" if work.elements.array else b"application/x-ndjson"),
+        (b"content-length", b"%d" % answers.tell()),
+        (b"x-request-id", call.rid_header),
+        (b"x-scenarium-items", b"%d" % work.count),
+        (b"x-scenarium-errors", b"%d" % work.errors),
+    ]
+    answers.seek(0)
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    while piece := answers.read(PIECE):
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,178 @@
+"""The routes that describe: scenarios, health, readiness, metrics, OpenAPI and its page."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from scenarium.core.errors import ScenariumError
+from scenarium.gateway import openapi, problems
+from scenarium.gateway.metrics import GatewayCollector
+from scenarium.gateway.predict import Call
+
+if TYPE_CHECKING:
+    from scenarium.gateway.app import Gateway
+    from scenarium.gateway.services import Service
+
+ASSETS = {
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "favicon-32x32.png": "image/png",
+}
+"""Files of the Swagger page, served from the package that carries them."""
+
+PAGE = """<!doctype html>
+<html lang="{lang}">
+<head>
+<meta charset="utf-8">
+<title>Scenarium</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="stylesheet" href="docs/swagger-ui.css">
+<link rel="icon" href="docs/favicon-32x32.png">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="docs/swagger-ui-bundle.js"></script>
+<script>
+SwaggerUIBundle({{url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true, docExpansion: "list", validatorUrl: null, tryItOutEnabled: true}});
+</script>
+</body>
+</html>
+"""
+
+
+def add_routes(app: FastAPI, gateway: Gateway) -> None:
+    """Join the routes and the errors' handlers to ``app``."""
+    _add_health(app, gateway)
+    _add_scenarios(app, gateway)
+    _add_docs(app, gateway)
+
+    @app.exception_handler(ScenariumError)
+    async def known(request: Request, error: ScenariumError) -> Response:
+        return _problem(request, error)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 405:
+            return _problem(request, ScenariumError("SCN-4016", method=request.method, path=request.url.path), dict(error.headers or {}))
+        return _problem(request, ScenariumError("SCN-4015", path=request.url.path))
+
+
+def _problem(request: Request, error: ScenariumError, headers: dict[str, str] | None = None) -> Response:
+    call = Call(request.scope["headers"])
+    retry = {"retry-after": "1"} if error.status == 503 else {}
+    found = {"x-request-id": call.rid_header.decode("latin-1"), **retry, **(headers or {})}
+    return Response(problems.body(error, call.language), error.status, found, problems.PROBLEM.decode())
+
+
+def _json(request: Request, value: Any, status: int = 200) -> Response:
+    import json
+
+    call = Call(request.scope["headers"])
+    content = json.dumps(value, ensure_ascii=False, default=str).encode()
+    return Response(content, status, {"x-request-id": call.rid_header.decode("latin-1")}, "application/json")
+
+
+def _add_health(app: FastAPI, gateway: Gateway) -> None:
+    registry = CollectorRegistry()
+    registry.register(GatewayCollector(gateway.services))
+
+    @app.get("/healthz")
+    async def healthz(request: Request) -> Response:
+        return _json(request, {"status": "ok"})
+
+    @app.get("/readyz")
+    async def readyz(request: Request) -> Response:
+        waiting = {name: service.state for name, service in gateway.services.items() if service.config.required and service.state != "ready"}
+        ready = gateway.started and not gateway.draining and not waiting
+        status = "ready" if ready else "draining" if gateway.draining else "waiting"
+        return _json(request, {"status": status, "waiting_for": waiting}, 200 if ready else 503)
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_scenarios(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/scenarios")
+    async def scenarios(request: Request) -> Response:
+        lang = Call(request.scope["headers"]).language
+        return _json(request, {"scenarios": [row(service, lang) for service in gateway.services.values()]})
+
+    @app.get("/scenarios/{name}")
+    async def scenario(request: Request, name: str) -> Response:
+        return _json(request, details(gateway.service(name), Call(request.scope["headers"]).language))
+
+    @app.get("/scenarios/{name}/ready")
+    async def scenario_ready(request: Request, name: str) -> Response:
+        service = gateway.service(name)
+        if service.state == "ready" and not gateway.draining:
+            return _json(request, {"status": "ready", "version": service.served})
+        return _json(request, {"status": service.state, "error": service.fault and service.fault.problem(Call(request.scope["headers"]).language)}, 503)
+
+
+def row(service: Service, lang: str) -> dict[str, Any]:
+    """One scenario as ``GET /scenarios`` lists it."""
+    manifest = service.version.manifest if service.version else None
+    found: dict[str, Any] = {
+        "name": service.name,
+        "plugin": service.plugin,
+        "state": service.state,
+        "version": service.served,
+        "data_origin": manifest.data_origin if manifest else None,
+        "metric": manifest.metric.name if manifest else None,
+        "value": manifest.metrics.get(manifest.metric.name) if manifest else None,
+        "streams": bool(manifest and manifest.streams),
+        "url": f"/scenarios/{service.name}",
+    }
+    if service.fault:
+        found["error"] = service.fault.problem(lang)
+    return found
+
+
+def details(service: Service, lang: str) -> dict[str, Any]:
+    """One scenario with all that a client or an operator asks for."""
+    found = row(service, lang)
+    found["last_fault"] = service.last_fault and {**{k: v for k, v in service.last_fault.items() if k not in ("en", "zh")}, "error": service.last_fault[lang]}
+    found["workers"] = [{"pid": link.process.pid, "version": link.version, "ready": link.ready.done() and not link.ended.done()} for link in service.links()]
+    found["queue"] = service.batcher.depth
+    if service.version is None:
+        return found
+    manifest = service.version.manifest
+    return found | {
+        "created": manifest.created,
+        "plugin_release": {"distribution": manifest.plugin.distribution, "version": manifest.plugin.version},
+        "schema": {"request": manifest.request_schema, "response": manifest.response_schema},
+        "sample": manifest.sample,
+        "answer": manifest.answer,
+        "metrics": manifest.metrics,
+        "baseline": {"name": manifest.baseline.name, "metrics": manifest.baseline.metrics} if manifest.baseline else None,
+        "card": manifest.card.get(lang) or next(iter(manifest.card.values()), None),
+        "cards": sorted(manifest.card),
+        "pure": manifest.pure,
+        "engine": service.config.engine,
+        "deadline_ms": service.config.deadline_ms,
+        "max_body_bytes": service.config.max_body_bytes,
+    }
+
+
+def _add_docs(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/openapi.json")
+    async def schema(request: Request) -> Response:
+        return _json(request, openapi.document(gateway.services.values(), Call(request.scope["headers"]).language))
+
+    @app.get("/docs")
+    async def page(request: Request) -> Response:
+        return Response(PAGE.format(lang=Call(request.scope["headers"]).language), media_type="text/html; charset=utf-8")
+
+    @app.get("/docs/{file}")
+    async def asset(request: Request, file: str) -> Response:
+        if file not in ASSETS:
+            return _problem(request, ScenariumError("SCN-4015", path=request.url.path))
+        content = files("fastapi_swagger.resources").joinpath(file).read_bytes()
+        return Response(content, 200, {"cache-control": "public, max-age=86400"}, ASSETS[file])
