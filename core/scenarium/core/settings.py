@@ -224,7 +224,9 @@ def _file_layer(path: Path) -> Flat:
     lines = _lines(text, tables)
 
     def line(key: tuple[str, ...]) -> int | None:
-        return next((lines[key[:length]] for length in range(len(key), 0, -1) if key[:length] in lines), None)
+        above = (lines[key[:length]] for length in range(len(key), 0, -1) if key[:length] in lines)
+        below = (number for other, number in lines.items() if other[: len(key)] == key)
+        return next(above, None) or next(below, None)
 
     def walk(table: dict[str, Any], prefix: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
         for key, value in table.items():
