@@ -99,6 +99,9 @@ def _load_file(path: Path) -> object:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    if str(path.parent) not in sys.path:
+        # As when Python runs a file: its neighbours can be imported.
+        sys.path.insert(0, str(path.parent))
     spec.loader.exec_module(module)
     return module
 

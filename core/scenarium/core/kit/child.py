@@ -10,6 +10,7 @@ import itertools
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -33,7 +34,11 @@ class Report:
     """What the process did."""
 
     engine: str
+    first: Any
+    """The answer to the first request before all others, and after them."""
+    again: Any
     answers: list[Any]
+    """All answers, of one batch."""
     torch: tuple[str, int] | None
     """File and line that imported torch first."""
     threads_added: int
@@ -60,29 +65,27 @@ def run_child(s: Subject, engine: str) -> Report:
         "home": str(s.home),
         "requests": [request.model_dump(mode="json", exclude_unset=True) for request in s.requests],
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scenarium.core.kit.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf8"
-    )
-    assert process.stdin
-    assert process.stdout
-    assert process.stderr
-    process.stdin.write(json.dumps(job))
-    process.stdin.close()
-    line = process.stdout.readline()
-    try:
-        process.wait(GRACE_SECONDS)
-        ended = True
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        ended = False
-    said = process.stderr.read().strip()
-    process.stdout.close()
-    process.stderr.close()
-    found = json.loads(line) if line.startswith("{") else {"fault": said.splitlines()[-1] if said else f"exit code {process.returncode}"}
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(json.dumps(job).encode())
+        process.stdin.close()
+        line = process.stdout.readline()
+        try:
+            process.wait(GRACE_SECONDS)
+            ended = True
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            ended = False
+        process.stdout.close()
+        errors.seek(0)
+        said = errors.read().decode("utf8", "replace").strip()
+    found: dict[str, Any] = json.loads(line) if line.startswith(b"{") else {"fault": said.splitlines()[-1] if said else f"exit code {process.returncode}"}
     if "fault" in found:
         raise ScenariumError("SCN-7516", reason=found["fault"])
-    return Report(engine, found["answers"], tuple(found["torch"]) if found["torch"] else None, found["threads_added"], found["bytes_a_request"], ended)
+    return Report(engine=engine, ended=ended, **{**found, "torch": tuple(found["torch"]) if found["torch"] else None})
 
 
 class _TorchWatch(MetaPathFinder):
@@ -102,13 +105,15 @@ class _TorchWatch(MetaPathFinder):
 
 def main() -> None:
     """Do the job on standard input; a fault becomes the report."""
+    # What the plugin prints must not stand between the reader and the report.
+    out, sys.stdout = sys.stdout, sys.stderr
     try:
         report = work()
     except Exception as fault:
         # An error of Scenarium's own holds its remedy on a second line, which the parent's error has already.
         report = {"fault": f"{type(fault).__name__}: {str(fault).partition(chr(10))[0]}"}
-    sys.stdout.write(json.dumps(report) + "\n")
-    sys.stdout.flush()
+    out.write(json.dumps(report) + "\n")
+    out.flush()
 
 
 def work() -> dict[str, Any]:
@@ -119,19 +124,24 @@ def work() -> dict[str, Any]:
     sys.meta_path.insert(0, watch)
     from scenarium.core.manifest import Manifest
     from scenarium.core.registry import Plugin
-    from scenarium.core.runtime import Runtime
+    from scenarium.core.runtime import STATE, Runtime
 
     plugin = Plugin(*job["plugin"])
     scenario = _scenario(job, plugin)
     folder = Path(job["folder"])
     manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
-    runtime = Runtime.open(scenario, folder, manifest)
+    runtime = Runtime(scenario, json.loads((folder / STATE).read_text(encoding="utf8")), folder, traits=manifest.traits)
     requests = [runtime.schema.request.model_validate_json(json.dumps(request)) for request in job["requests"]]
-    answers = runtime.predict(requests)
-    bodies = [{"error": str(a)} if isinstance(a, Exception) else a.model_dump(mode="json") for a in answers]
+
+    def answers(asked: list[Any]) -> list[Any]:
+        return [{"error": str(a)} if isinstance(a, Exception) else a.model_dump(mode="json") for a in runtime.predict(asked)]
+
+    first = answers(requests[:1])
+    bodies = answers(requests)
+    again = answers(requests[:1])
     torch_at = watch.at
     threads, growth = _growth(runtime, requests[:1])
-    return {"answers": bodies, "torch": torch_at, "threads_added": threads, "bytes_a_request": growth}
+    return {"first": first, "again": again, "answers": bodies, "torch": torch_at, "threads_added": threads, "bytes_a_request": growth}
 
 
 def _scenario(job: dict[str, Any], plugin: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scenarium.core.hookspecs import hookimpl
 from scenarium.core.kit.writes import watch_writes
-from scenarium.core.types import Row, Source
+from scenarium.core.types import Evaluation, Row, Source
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +42,8 @@ class Probe:
         self.written: list[Path] = []
         """Files outside the run's folders that the hook ``train`` wrote."""
         self.train_seconds = 0.0
+        self.evaluation_fault: Exception | None = None
+        """What ``evaluate`` raised in the measurement. The version is committed all the same, so that other checks can find the cause."""
 
     @hookimpl(wrapper=True)
     def sources(self) -> Generator[None, Sequence[Source], Sequence[Source]]:
@@ -66,6 +68,15 @@ class Probe:
         return (yield)
 
     @hookimpl(wrapper=True)
+    def evaluate(self) -> Generator[None, Evaluation, Evaluation]:
+        """Keep a fault for later."""
+        try:
+            return (yield)
+        except Exception as fault:
+            self.evaluation_fault = fault
+            return Evaluation({}, [], [])
+
+    @hookimpl(wrapper=True)
     def preprocess(self, request: BaseModel) -> Generator[None, Any, Any]:
         """Remember the request."""
         if len(self.requests) < REQUESTS and request not in self.requests:
@@ -75,7 +86,7 @@ class Probe:
     @hookimpl(wrapper=True)
     def train(self, run: Run) -> Generator[None, bool, bool]:
         """Measure, and watch what is written."""
-        self.losses, self.module = [], None
+        self.losses, self.module, self.evaluation_fault = [], None, None
         began = time.monotonic()
         with watch_writes(run.out, run.work) as written:
             done = yield

@@ -73,15 +73,12 @@ def batch_singles(s: Subject) -> None:
         raise ScenariumError("SCN-7505", reason=found, tolerance=tolerance)
 
 
-@check("silver", "serve", "应答不受之前请求的影响", after=("deterministic",))
+@check("silver", "serve", "应答不受之前请求的影响", after=("deterministic", "answer-valid"))
 def stateless(s: Subject) -> None:
     """An answer does not depend on the requests before it"""
     _pure(s)
-    runtime = s.open_runtime("torch")
-    first = _answers(runtime.predict(s.requests[:1]))
-    runtime.predict(s.requests[1:])
-    again = _answers(runtime.predict(s.requests[:1]))
-    if found := difference(first, again, runtime.traits.tolerance):
+    report = _child(s)
+    if found := difference(report.first, report.again, s.runtime.traits.tolerance):
         raise ScenariumError("SCN-7506", reason=found)
 
 
@@ -120,7 +117,7 @@ def names_field(s: Subject) -> None:
             raise ScenariumError("SCN-7510", what=bad.what, what_zh=bad.what_zh, wants=bad.field, got=answer.field)
 
 
-@check("silver", "serve", "新进程载入该版本后给出相同的应答", after=("deterministic", "answer-valid"))
+@check("silver", "serve", "新进程载入该版本后给出相同的应答", after=("stateless",))
 def fresh_process(s: Subject) -> None:
     """A new process gives the same answers"""
     _pure(s)

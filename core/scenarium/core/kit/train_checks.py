@@ -40,7 +40,15 @@ def train_time(s: Subject) -> None:
         raise ScenariumError("SCN-7401", seconds=round(seconds, 1), limit=STEP_SECONDS)
 
 
-@check("bronze", "train", "score 返回 metric 指定的指标，且为有限值", after=("trains",))
+@check("bronze", "train", "可以在保留数据上评估", after=("trains", "answer-count", "answer-valid"))
+def evaluates(s: Subject) -> None:
+    """A version can be measured on held-out rows"""
+    assert s.trained
+    if fault := s.probe.evaluation_fault:
+        raise fault
+
+
+@check("bronze", "train", "score 返回 metric 指定的指标，且为有限值", after=("evaluates",))
 def metric_in_score(s: Subject) -> None:
     """The primary metric is among what score returns, and finite"""
     manifest = s.trained.manifest
