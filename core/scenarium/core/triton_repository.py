@@ -39,7 +39,7 @@ def rebuild(store: Store) -> list[str]:
     """Derive every scenario anew and remove folders of scenarios that are gone; the names that are in the repository now."""
     names = store.scenarios()
     for stray in sorted(set(_children(store, root(store))) - set(names)):
-        _discard(store, f"{root(store)}/{stray}")
+        _discard(store, f"{root(store)}/{stray}", stray)
     for name in names:
         with store.lock(name):
             derive(store, name)
@@ -57,7 +57,7 @@ def derive(store: Store, name: str) -> list[int]:
     try:
         if not served:
             if store.fs.exists(folder):
-                _discard(store, folder)
+                _discard(store, folder, name)
             return []
         numbers = sorted(served)
         if store.local:
@@ -66,7 +66,7 @@ def derive(store: Store, name: str) -> list[int]:
             _derive_remote(store, name, folder, served)
         for child in _children(store, folder):
             if child.isdigit() and int(child) not in numbers:
-                _discard(store, f"{folder}/{child}")
+                _discard(store, f"{folder}/{child}", name)
         return numbers
     except OSError as fault:
         raise ScenariumError("SCN-5008", file=folder, name=name, reason=str(fault)) from fault
@@ -97,27 +97,30 @@ def _files(manifest: Manifest) -> list[str]:
 
 def _derive_local(store: Store, name: str, folder: str, served: dict[int, Manifest]) -> None:
     target = Path(folder)
-    staging = Path(store.root) / ".staging" / uuid.uuid4().hex
-    made = staging / name
+    staging = _staging(store, name)
+    shutil.rmtree(staging, ignore_errors=True)  # what a killed process left
+    made = staging / "made"
     made.mkdir(parents=True)
+    begun = (target / CONFIG).is_file()
     try:
         for number, manifest in served.items():
-            if _whole(target / str(number), manifest):
+            if begun and _whole(target / str(number), manifest):
                 continue
             version = store.open(name, number)
             (made / str(number)).mkdir()
             for relative in _files(manifest):
                 _link(version.folder / relative, made / str(number) / relative)
         (made / CONFIG).write_text(configuration(name, served), encoding="utf8")
-        if not (target / CONFIG).is_file():
+        if not begun:
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)  # made by hand or by something else: not ours, and not loadable
+            if target.exists():  # without a configuration it is not loadable, whoever made it
+                _discard(store, folder, name)
             os.rename(made, target)
             return
         for number in served:
             if (made / str(number)).is_dir():
                 if (target / str(number)).exists():
-                    _discard(store, f"{folder}/{number}")
+                    _discard(store, f"{folder}/{number}", name)
                 os.rename(made / str(number), target / str(number))
         os.replace(made / CONFIG, target / CONFIG)
     finally:
@@ -151,14 +154,18 @@ def _children(store: Store, folder: str) -> list[str]:
         return []
 
 
-def _discard(store: Store, folder: str) -> None:
+def _staging(store: Store, name: str) -> Path:
+    """Where folders of one scenario are made and unmade, on the same disk as the repository; its writer holds the scenario's lock."""
+    return Path(store.root) / ".staging" / name
+
+
+def _discard(store: Store, folder: str, name: str) -> None:
     """Take a folder out of the repository: at once where the disk can rename."""
     if not store.local:
         store.fs.rm(folder, recursive=True)
         return
-    staging = Path(store.root) / ".staging"
-    staging.mkdir(exist_ok=True)
-    doomed = staging / uuid.uuid4().hex
+    doomed = _staging(store, name) / uuid.uuid4().hex
+    doomed.parent.mkdir(parents=True, exist_ok=True)
     os.rename(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
