@@ -26,6 +26,12 @@ class DataConfig(Section):
 
     path: str | None = None
     """The user's own data: a file, a folder or any fsspec URL; `hf://` and `ms://` name hub data sets. None: the plugin's default sources."""
+    val_path: str | None = None
+    """The user's own validation rows, beside `path`. None: taken from `path`."""
+    test_path: str | None = None
+    """The user's own held-out rows, beside `path`. None: taken from `path`."""
+    encoding: str | None = None
+    """Encoding of text files (`gb18030`, `big5`, …). None: found out line by line, and stated where it is not UTF-8."""
     map: dict[str, str] = {}
     """Field of the scenario to column of the file: `--map text=content`."""
     map_label: dict[str, str] = {}

@@ -1,0 +1,119 @@
+"""Reads the user's file or folder into records, by its format. ``scenarium.core.mapping`` makes rows of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scenarium.core.errors import ScenariumError
+from scenarium.core.findings import Findings
+from scenarium.core.formats import entities, images, tables
+from scenarium.core.formats.lines import suffix
+from scenarium.core.formats.tables import Record
+from scenarium.core.types import Field
+
+TABLES = {".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet", ".pq", ".npz"}
+TAGGED = {".conll", ".bio", ".iob", ".iob2", ".bioes", ".bmes", ".ner"}
+PLAIN = {".txt", ".text", ".md"}
+LABEL_FILES = ("labels", "metadata", "annotations")
+"""A table of this name beside images names and labels them (``metadata`` is the hub's habit)."""
+
+
+@dataclass
+class Table:
+    """What was read: records, the columns in order of appearance, and the files it came from."""
+
+    root: Path
+    """The file, or the folder."""
+    records: list[Record]
+    files: list[Path]
+    columns: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # Columns of the first thousand records: JSON lines may leave keys out.
+        self.columns = list(dict.fromkeys(key for record in self.records[:1000] for key in record if not key.startswith("_")))
+
+
+def read(path: Path, fields: Mapping[str, Field], findings: Findings, encoding: str | None = None) -> Table:
+    """Read a file or folder. ``fields`` decide what a folder means: images where a field holds images.
+
+    Raises:
+        ScenariumError: SCN-2003 (empty), SCN-2004 (unknown format), SCN-2006 (unreadable, with file and line).
+    """
+    kinds: set[str] = {f.kind for f in fields.values()}
+    if path.is_dir():
+        records, files = _folder(path, kinds, findings, encoding)
+    else:
+        records, files = list(_file(path, kinds, findings, encoding)), [path]
+    if "entities" in kinds and records and all("tokens" in r and "tags" in r for r in records[:20]):
+        characters = entities.are_characters(records)
+        records = [entities.of_tokens(record, findings, characters) for record in records]
+    if not records:
+        findings.raise_errors()
+        raise ScenariumError("SCN-2003", file=path)
+    return Table(path, records, files)
+
+
+def _file(path: Path, kinds: set[str], findings: Findings, encoding: str | None, *, whole: bool = False) -> Iterator[Record]:
+    kind = suffix(path)
+    if kind in (".csv", ".tsv", ".tab"):
+        return tables.read_csv(path, findings, encoding, None if kind == ".csv" else "\t")
+    if kind in (".jsonl", ".ndjson", ".json"):
+        return tables.read_json(path, findings, encoding)
+    if kind in (".parquet", ".pq"):
+        return tables.read_parquet(path)
+    if kind == ".npz":
+        return tables.read_npz(path)
+    if kind in TAGGED or (kind in PLAIN and "entities" in kinds and entities.looks_conll(path, encoding)):
+        return entities.read_conll(path, findings, encoding)
+    if kind in PLAIN:
+        return tables.read_text(path, findings, encoding, whole=whole)
+    if kind in images.ENDINGS:
+        return iter([{"image": str(path), "_file": str(path), "_line": None}])
+    reason = f"the ending is {kind!r}" if kind else "the name has no ending"
+    raise ScenariumError("SCN-2004", file=path, reason=reason)
+
+
+def _folder(root: Path, kinds: set[str], findings: Findings, encoding: str | None) -> tuple[list[Record], list[Path]]:
+    names = sorted(p for p in root.iterdir() if p.is_file() and not p.name.startswith("."))
+    table = next((p for p in names if p.name.partition(".")[0] in LABEL_FILES and suffix(p) in TABLES), None)
+    if table and "image" in kinds:
+        return list(_file(table, kinds, findings, encoding)), [table]
+    if "image" in kinds:
+        records = list(images.read_folder(root))
+        if records:
+            return records, []
+    found = [p for p in _walk(root) if suffix(p) in TABLES | TAGGED]
+    texts = [] if found else [p for p in _walk(root) if suffix(p) in PLAIN and p.name.lower() not in ("readme.md", "readme.txt", "license.txt", "license.md")]
+    if not found and not texts:
+        raise ScenariumError("SCN-2004", file=root, reason="the folder holds no file of a known format" + (" and no images" if "image" in kinds else ""))
+    records = []
+    for path in found or texts:
+        split = _split_of(path, root)
+        # A folder of texts holds a document a file; its sub-folder, if any, is the label.
+        label = path.parent.name if texts and path.parent != root and path.parent.name.lower() not in images.SPLITS else None
+        for record in _file(path, kinds, findings, encoding, whole=bool(texts)):
+            if split:
+                record.setdefault("_split", split)
+            if label:
+                record.setdefault("label", label)
+            records.append(record)
+    return records, found or texts
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _split_of(path: Path, root: Path) -> str | None:
+    """The split that a publisher's file or folder name tells: ``train.jsonl``, ``dev-00000-of-00001.parquet``, ``test/a.txt``."""
+    words = [path.name.lower().partition(".")[0], *(folder.lower() for folder in path.relative_to(root).parts[:-1])]
+    for word in words:
+        head = word.replace("_", "-").partition("-")[0]
+        if head in images.SPLITS:
+            return images.SPLITS[head]
+    return None
