@@ -10,6 +10,7 @@ Configuration format: Triton Inference Server, ``model_config.proto``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import uuid
@@ -168,6 +169,8 @@ def _discard(store: Store, folder: str, name: str) -> None:
     doomed.parent.mkdir(parents=True, exist_ok=True)
     os.rename(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        doomed.parent.rmdir()  # where nothing else is being made there
 
 
 def configuration(name: str, served: dict[int, Manifest]) -> str:
