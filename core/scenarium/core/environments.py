@@ -150,7 +150,7 @@ def _make(environment: Environment, place: Place, interpreter: Path, progress: P
     progress.note(f"making {place.folder} with Python {place.version} ({interpreter}) and {'uv' if uv else 'pip'}")
     if not place.python.exists():
         shutil.rmtree(place.folder, ignore_errors=True)
-        venv = [uv, "venv", "-q", "--python", interpreter] if uv else [interpreter, "-m", "venv", "--without-pip"]
+        venv: list[str | Path] = [uv, "venv", "-q", "--python", interpreter] if uv else [interpreter, "-m", "venv", "--without-pip"]
         _run(environment, [*venv, place.folder], "venv")
     installer = _installer(environment, place, uv) if wanted else []
     done_file = place.folder / ".installed"

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from scenarium.core.engines import environment_side as side
@@ -77,8 +78,9 @@ class EnvironmentProcess:
         if "error" in first:
             self.close()
             raise self._error(first["error"])
-        self.ready = first["ready"]
-        return first["ready"]
+        ready: dict[str, Any] = first["ready"]
+        self.ready = ready
+        return ready
 
     @property
     def alive(self) -> bool:
@@ -230,7 +232,7 @@ class EnvironmentEngine:
         environ: Mapping[str, str] | None = None,
     ) -> None:
         """Start and wait until it is ready. Raises as ``EnvironmentProcess`` and ``wait_ready``."""
-        self._make = lambda: EnvironmentProcess(environment, settings, limit=limit, environ=environ)
+        self._make = partial(EnvironmentProcess, environment, settings, limit=limit, environ=environ)
         self._start_timeout = start_timeout
         self._lock = threading.Lock()
         self._closed = threading.Event()

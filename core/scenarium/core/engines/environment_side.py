@@ -30,7 +30,7 @@ import threading
 import time
 import traceback
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 PROTO = 1
 SIZES = struct.Struct(">II")
@@ -47,7 +47,7 @@ class Fault(Exception):
         self.values = values
 
 
-def read_frame(source: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+def read_frame(source: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
     """Return (header, body), or None at the end of the stream."""
     sizes = source.read(SIZES.size)
     if len(sizes) < SIZES.size:
@@ -57,7 +57,7 @@ def read_frame(source: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
     return (json.loads(header), body) if len(header) == head and len(body) == tail else None
 
 
-def write_frame(sink: BinaryIO, header: dict[str, Any], body: bytes | bytearray | memoryview = b"") -> None:
+def write_frame(sink: IO[bytes], header: dict[str, Any], body: bytes | bytearray | memoryview = b"") -> None:
     """Write one frame and flush."""
     data = json.dumps(header, ensure_ascii=False).encode("utf-8")
     sink.write(SIZES.pack(len(data), len(body)) + data)
@@ -68,7 +68,7 @@ def write_frame(sink: BinaryIO, header: dict[str, Any], body: bytes | bytearray 
 class Side:
     """One service behind one pair of streams."""
 
-    def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
+    def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
         self.source = source
         self.sink = sink
         self.writing = threading.Lock()
