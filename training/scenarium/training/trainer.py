@@ -281,9 +281,7 @@ class Trainer:
     def _module(self) -> torch.nn.Module:
         built: torch.nn.Module | None = self.hook.model(config=self.config, state=self.job.state)
         if built is None:
-            raise ScenariumError(
-                "SCN-3006", name=self.job.scenario.name, reason_en="the plugin does not implement the hook 'model'", reason_zh="插件没有实现 'model' 钩子"
-            )
+            raise missing(self.job.scenario.name, "model")
         return built.to(self.group.device)
 
     def _probe(self) -> None:
