@@ -15,12 +15,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from scenarium.core.settings import cache_home as cache_home
+
 DAY = 86_400.0
-
-
-def cache_home() -> Path:
-    """``$XDG_CACHE_HOME/scenarium``, else ``~/.cache/scenarium``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scenarium"
 
 
 class Cache:
@@ -45,7 +42,7 @@ class Cache:
         """Where interrupted downloads wait to be continued."""
         return self.folder / "parts"
 
-    def get(self, key: str, fill: Callable[[Path], None]) -> Path:
+    def get(self, key: str, fill: Callable[[Path], object]) -> Path:
         """The folder of ``key``; ``fill`` writes into an empty one where there is none yet. What ``fill`` raises leaves no entry."""
         entry = self.folder / "entries" / key
         locks = self.folder / "locks"

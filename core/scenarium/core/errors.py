@@ -6,10 +6,8 @@ The texts stand in ``messages/*.toml``, one file a thousand of codes, read only 
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 Language: TypeAlias = str
@@ -28,6 +26,9 @@ class Message(TypedDict):
 @cache
 def catalogue() -> dict[str, Message]:
     """Every code with its texts and HTTP status."""
+    import tomllib
+    from importlib.resources import files  # a fifth of the time of `scenarium list`, needed only when an error is shown
+
     found: dict[str, Message] = {}
     for entry in sorted(files("scenarium.core").joinpath("messages").iterdir(), key=lambda e: e.name):
         if entry.name.endswith(".toml"):

@@ -1,5 +1,7 @@
 """A plugin's health, found by importing it in a process of its own, and remembered until one of its files changes.
 
+What only a probe needs is imported there: ``scenarium list`` reads what is known, and must be quick.
+
 ``python -m scenarium.core.probe`` is that process: whatever the import does there (exits, hangs, crashes) harms no one.
 """
 
@@ -10,19 +12,19 @@ import hashlib
 import importlib.util
 import json
 import os
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from scenarium.core.errors import ScenariumError, Words
 from scenarium.core.registry import Plugin
+from scenarium.core.settings import cache_home
+
+if TYPE_CHECKING:
+    import subprocess
 
 LIMIT_S = 20.0
 """An import that takes longer counts as hanging."""
@@ -55,6 +57,8 @@ def known(plugin: Plugin) -> Health:
 
 def probe(plugins: Sequence[Plugin], *, limit_s: float = LIMIT_S, fresh: bool = False) -> dict[str, Health]:
     """Health by plugin name; those not known (with ``fresh``: all) are imported now, several at a time."""
+    from concurrent.futures import ThreadPoolExecutor
+
     found = {plugin.name: known(plugin) for plugin in plugins}
     todo = [plugin for plugin in plugins if not plugin.error and (fresh or found[plugin.name].state == "unknown")]
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
@@ -64,6 +68,9 @@ def probe(plugins: Sequence[Plugin], *, limit_s: float = LIMIT_S, fresh: bool = 
 
 
 def _probe(plugin: Plugin, limit_s: float) -> Health:
+    import subprocess
+    import tempfile
+
     key = _key(plugin)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="scenarium-probe-") as scratch:
@@ -96,6 +103,8 @@ def _probe(plugin: Plugin, limit_s: float) -> Health:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
+    import signal
+
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -112,8 +121,6 @@ def _died(plugin: Plugin, code: int, stderr: str) -> ScenariumError:
 
 
 def _memory(plugin: Plugin) -> Path:
-    from scenarium.core.cache import cache_home
-
     return cache_home() / "probes" / f"{plugin.name}-{hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]}.json"
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import re
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -86,6 +84,8 @@ def import_fault(fault: BaseException) -> tuple[Words, Words]:
     if isinstance(fault, ModuleNotFoundError):
         run = f"pip install {(fault.name or '').partition('.')[0]}"
         return Words(f"the module {fault.name!r} is missing", f"缺少模块 {fault.name!r}"), Words(f"Run: {run}", f"请运行：{run}")
+    import traceback
+
     frames = traceback.extract_tb(fault.__traceback__)
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     text = f"{type(fault).__name__}: {fault}{place}"
@@ -93,6 +93,8 @@ def import_fault(fault: BaseException) -> tuple[Words, Words]:
 
 
 def _load_file(path: Path) -> object:
+    import importlib.util
+
     name = f"_scenarium_dev_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

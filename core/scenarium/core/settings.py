@@ -148,6 +148,11 @@ class Settings:
         return ScenariumError("SCN-1004", field=dotted, **origin.place, reason=error["msg"], origin=str(origin), name=name)
 
 
+def cache_home() -> Path:
+    """``$XDG_CACHE_HOME/scenarium``, else ``~/.cache/scenarium``: what may be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scenarium"
+
+
 def setting_names(cls: type[BaseModel], prefix: str = "") -> list[str]:
     """Dotted names of all settings of a class: ``data.path``, ``train.epochs``, …"""
     names = []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 
 import click
 
@@ -61,7 +60,7 @@ def run(args: list[str]) -> int:
         return result if isinstance(result, int) else 0
     except ScenariumError as error:
         if debug:
-            traceback.print_exc()
+            _print_traceback()
         print_error(error, as_json=wants_json())
         return EXIT_FAILED
     except click.ClickException as fault:
@@ -78,10 +77,18 @@ def run(args: list[str]) -> int:
         return _report(fault, debug)
 
 
+def _print_traceback() -> None:
+    import traceback
+
+    traceback.print_exc()
+
+
 def _report(fault: Exception, debug: bool) -> int:
     """A fault that no one foresaw: one line and how to report it."""
+    import traceback
+
     if debug:
-        traceback.print_exc()
+        _print_traceback()
     frame = traceback.extract_tb(fault.__traceback__)[-1]
     click.secho(f"{type(fault).__name__}: {fault} ({frame.filename}:{frame.lineno})", fg="red", bold=True, err=True)
     hint = say(
