@@ -65,7 +65,8 @@ def fits(own: Any, spec: Any) -> bool:
         return _literal(own, b, spec) if a is typing.Literal else _literal(spec, a, own)
     if not (isinstance(a, type) and isinstance(b, type)):
         return bool(a == b)
-    if not (issubclass(a, b) or issubclass(b, a)):
+    # A text is a sequence to Python, never to a hook.
+    if not (issubclass(a, b) or issubclass(b, a)) or (a is not b and {a, b} & {str, bytes}):
         return False
     mine, theirs = get_args(own), get_args(spec)
     if len(mine) != len(theirs) or not mine:

@@ -37,6 +37,7 @@ class Probe:
         """When ``loss`` was called in training mode, seconds on the monotonic clock."""
         self.requests: list[BaseModel] = []
         """The first requests of the measurement on held-out rows."""
+        self.training = False
         self.module: Any = None
         """The module that the last training built."""
         self.written: list[Path] = []
@@ -54,9 +55,11 @@ class Probe:
 
     @hookimpl(wrapper=True)
     def model(self) -> Generator[None, Any, Any]:
-        """Remember the module."""
-        self.module = yield
-        return self.module
+        """Remember the module that is trained, not those that are loaded later."""
+        module = yield
+        if self.training:
+            self.module = module
+        return module
 
     @hookimpl(wrapper=True)
     def loss(self, model: Any) -> Generator[None, Any, Any]:
@@ -87,9 +90,12 @@ class Probe:
     def train(self, run: Run) -> Generator[None, bool, bool]:
         """Measure, and watch what is written."""
         self.losses, self.module, self.evaluation_fault = [], None, None
-        began = time.monotonic()
-        with watch_writes(run.out, run.work) as written:
-            done = yield
+        self.training, began = True, time.monotonic()
+        try:
+            with watch_writes(run.out, run.work) as written:
+                done = yield
+        finally:
+            self.training = False
         self.written = written
         self.train_seconds = time.monotonic() - began
         return done

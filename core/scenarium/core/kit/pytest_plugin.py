@@ -25,9 +25,10 @@ class ScenarioConformance:
     """Settings for the small training beside those of ``[tool.scenarium] check``."""
 
     @pytest.fixture(scope="class")
-    def runner(self, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    @classmethod
+    def runner(cls, tmp_path_factory: pytest.TempPathFactory) -> Runner:
         """The runner of this plugin's checks."""
-        return Runner(Subject.open(self.name, tmp_path_factory.mktemp("kit"), self.sets))
+        return Runner(Subject.open(cls.name, tmp_path_factory.mktemp("kit"), cls.sets))
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """One item a check. All tiers are collected; those above the plugin's are skipped."""

@@ -1,0 +1,7 @@
+"""Fault: nothing says how good is good enough."""
+
+from __future__ import annotations
+
+from healthy import *
+
+del baseline

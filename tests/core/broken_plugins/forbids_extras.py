@@ -1,0 +1,20 @@
+"""Fault: a misspelt field of a client's is ignored."""
+
+from __future__ import annotations
+
+from healthy import *
+from pydantic import BaseModel
+
+
+class Loose(BaseModel):
+    text: str = Setting(min_length=1)
+
+
+@hookimpl
+def schema() -> Schema:
+    return Schema(Loose, Answer)
+
+
+@hookimpl
+def sample() -> Loose:
+    return Loose(text="a great film")

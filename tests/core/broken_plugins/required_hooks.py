@@ -1,0 +1,7 @@
+"""Fault: the hook metric is not there."""
+
+from __future__ import annotations
+
+from healthy import *
+
+del metric
