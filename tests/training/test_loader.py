@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 import pytest
-import runs
 import torch
 
+import runs
 from scenarium.training import loader as module
 from scenarium.training.loader import Loader
 

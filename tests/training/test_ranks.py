@@ -8,8 +8,8 @@ import threading
 import time
 
 import pytest
-import runs
 
+import runs
 from scenarium.core import datasets
 from scenarium.core.errors import ScenariumError
 from scenarium.core.progress import Progress

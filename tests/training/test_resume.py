@@ -10,9 +10,9 @@ import sys
 
 import numpy as np
 import pytest
-import runs
 import torch
 
+import runs
 from scenarium.training import checkpoint
 
 CASES = [

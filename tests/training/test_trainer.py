@@ -7,10 +7,10 @@ import signal
 
 import numpy as np
 import pytest
-import runs
 import torch
 from torch.nn import functional
 
+import runs
 from scenarium.core.errors import ScenariumError
 from scenarium.core.progress import Progress
 from scenarium.core.types import Data
