@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
-from scenarium.core.text import Tokens, buckets, hash_words, join_hashes, normal, shape, shift
+from scenarium.core.text import Tokens, buckets, hash_word, hash_words, join_hashes, normal, shape, shift
 
-KINDS = 8
-"""Ids of one token: the word, its pairs with both neighbours, the triple around it, four and five in a row, its way of
-writing with the neighbours', and the first and last letters of a word."""
+WORDS = 6
+"""N-grams of tokens: the token itself, with either neighbour, with both, its way of writing, and that of all three."""
+LETTERS = {3: 9, 1: 8, 2: 6}
+"""N-grams of letters within a word and its edges, length to how many at most. Han characters have none. Single letters and
+digits matter most in numbers: each number is new, but that there are many digits is not."""
+DEEP = WORDS + LETTERS[3]
+"""The first so many ids are also read by the deep part of the network."""
+KINDS = WORDS + sum(LETTERS.values())
 
 
 def ids(tokens: Tokens, size: int) -> np.ndarray:
     """``int32 [tokens, KINDS]`` in 0 … ``size`` - 1; 0 stands for none. A text without a token gives one row of zeros.
 
-    Every n-gram is centred on its token, so the weight it gets in the model belongs to the place where it stands.
+    Every n-gram stands at the token in its middle, so the weight that the model gives it belongs to that place.
     """
     if not tokens.words:
         return np.zeros((1, KINDS), np.int32)
     words = [normal(word) for word in tokens.words]
     one, form = hash_words(words), hash_words([shape(word) for word in tokens.words])
-    long = np.array([len(word) > 1 for word in words], np.uint64)
-    # Both ends of the text count as a word, so that "begins with" is a feature too.
     before, after = shift(one, -1), shift(one, 1)
+    # Both ends of the text count as a word, so that "begins with" is a feature too.
     before[0] = after[-1] = np.uint64(1)
     kinds = (
         one,
         join_hashes(before, one),
         join_hashes(one, after),
         join_hashes(before, one, after),
-        join_hashes(shift(one, -2), before, one, after),
+        form,
         join_hashes(shift(form, -1), form, shift(form, 1)),
-        hash_words([word[:4] for word in words]) * long,
-        hash_words([word[-3:] for word in words]) * long,
     )
     salted = [join_hashes(np.full_like(column, kind + 1), column) for kind, column in enumerate(kinds)]
-    return np.stack([buckets(column, size) for column in salted], 1)
+    return np.concatenate([buckets(np.stack(salted, 1), size), buckets(np.stack([_letters(word) for word in words]), size)], 1)
+
+
+@lru_cache(maxsize=1 << 15)
+def _letters(word: str) -> np.ndarray:
+    """``uint64``, one a slot of ``LETTERS``: hashes of the word's n-grams of letters, 0 where there are fewer."""
+    found: list[int] = []
+    for length, most in LETTERS.items():
+        written = word if length == 1 else f" {word} "
+        grams = [written[at : at + length] for at in range(len(written) - length + 1)][:most] if len(word) > 1 else []
+        found += [hash_word(gram) + (length << 33) for gram in grams] + [0] * (most - len(grams))
+    return np.array(found, np.uint64)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scenarium_fraud_text.features import DEEP
+
 
 class Evidence(nn.Module):
     """Hashed n-grams → wide (one weight a label) plus deep (embedding, gated convolutions, attention) evidence a token."""
@@ -38,8 +40,8 @@ class Evidence(nn.Module):
         mask = seen[..., :1]
         # Whole n-grams are dropped while training, so that no single one decides.
         seen = functional.dropout(seen, self.dropout, self.training).unsqueeze(-1)
-        wide = (self.wide(ids) * seen).sum(2) * (self.scale / mask.sum(1, keepdim=True).clamp(min=1).sqrt())
-        x = self.norms[0]((self.deep(ids) * seen).sum(2)) * mask
+        wide = (self.wide(ids) * seen).sum(2) * (self.scale / (ids > 0).sum((1, 2)).clamp(min=1).sqrt().view(-1, 1, 1))
+        x = self.norms[0]((self.deep(ids[..., :DEEP]) * seen[..., :DEEP, :]).sum(2)) * mask
         for convolution, norm in zip(self.convolutions, list(self.norms)[1:], strict=True):
             value, gate = convolution(x.transpose(1, 2)).transpose(1, 2).chunk(2, -1)
             x = norm(x + functional.dropout(value * torch.sigmoid(gate), self.dropout, self.training)) * mask
