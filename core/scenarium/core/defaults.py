@@ -71,10 +71,6 @@ class Defaults:
         return Signature((), ())
 
     @last
-    def export(self) -> Sequence[str]:
-        return ()
-
-    @last
     def request(self, config: ScenarioConfig, row: Row) -> BaseModel:
         cls = self.hook.schema(config=config).request
         made: BaseModel = cls.model_validate({name: row[name] for name in cls.model_fields if name in row})

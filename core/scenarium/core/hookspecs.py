@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from pydantic import BaseModel
+
     from scenarium.core.config import ScenarioConfig
     from scenarium.core.pipeline import Run
     from scenarium.core.runtime import Runtime
@@ -211,9 +212,10 @@ def train(config: ScenarioConfig, data: Data, run: Run) -> bool:
 
 @hookspec(firstresult=True)
 def export(config: ScenarioConfig, model: torch.nn.Module, signature: Signature, batch: Batch, out: Path) -> Sequence[str]:
-    """Write exports into ``out`` and return their file names. Called after training with one real batch.
+    """Write exports into ``out`` and return their file names. Called after training with the inputs of a few held-out rows.
 
-    Default: ``model.onnx`` with dynamic batch and -1 axes, parity-checked, where the signature has inputs.
+    Whoever calls it compares ``model.onnx`` with the trained model (``Traits.tolerance``) and drops an export that differs. Raises
+    ``ScenariumError`` where the model cannot be exported. Default: ``model.onnx`` with free batch and -1 axes, where the signature has inputs.
     """
     raise NotImplementedError
 

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from scenarium.core import datasets, report
+from scenarium.core import datasets, exports, report
 from scenarium.core.compare import reaches_floor
 from scenarium.core.errors import ScenariumError
 from scenarium.core.manifest import Manifest, PluginRef
@@ -47,7 +47,7 @@ class Run:
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     """Metric to (step, value), for the report."""
     exports: list[str] = field(default_factory=list)
-    """File names of the exports that the trainer wrote into ``out``."""
+    """File names of the exports in ``out``."""
 
     def log(self, step: int, **metrics: float) -> None:
         """Record figures of one step, for the report and the tracker."""
@@ -110,6 +110,7 @@ def _measure(run: Run, data: Data, store: Store, tags: dict[str, str]) -> Manife
     if isinstance(answer, Exception):
         raise answer
     figures = hook.report(config=config, rows=evaluation.rows, answers=evaluation.answers)
+    tags = {**tags, "export": exports.write(run, runtime, data.test)}
     traits, signature = runtime.traits, runtime.signature
     manifest = Manifest(
         scenario=scenario.name,

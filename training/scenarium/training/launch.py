@@ -7,6 +7,7 @@ lines. A rank that dies takes its peers down and all start again, once, from the
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import shutil
@@ -14,8 +15,9 @@ import signal
 import sys
 import threading
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,11 +95,14 @@ def run(config: ScenarioConfig, data: Data, job: Run) -> None:
         max_restarts=RESTARTS,
         logs_specs=DefaultLogsSpecs(str(folder / "logs"), Std.ALL),
     )
-    try:
-        with _relayed(folder / EVENTS, job), _contained():
+    error = None
+    with _relayed(folder / EVENTS, job), _contained():
+        try:
             elastic_launch(launch, sys.executable)("-m", "scenarium.training.rank", str(folder / JOB))
-    except (ChildFailedError, SignalException) as fault:
-        raise _error(folder, fault) from None
+        except (ChildFailedError, SignalException) as fault:
+            error = _error(folder, fault)
+    if error:
+        raise error
 
 
 @contextmanager
@@ -112,7 +117,8 @@ def _relayed(events: Path, job: Run) -> Iterator[None]:
                 last = ended.is_set()
                 *lines, rest = (rest + file.read()).split("\n")
                 for line in lines:
-                    _apply(json.loads(line), job)
+                    with suppress(json.JSONDecodeError):  # a rank that was killed leaves a torn line
+                        _apply(json.loads(line), job)
                 if last:
                     return
                 ended.wait(0.1)
@@ -133,7 +139,7 @@ def _apply(event: Mapping[str, Any], job: Run) -> None:
 
 @contextmanager
 def _contained() -> Iterator[None]:
-    """Silence the agent's log, which shows tracebacks of ranks, and put back the signal handlers that it leaves behind."""
+    """Silence the agent's log, which shows tracebacks of ranks; put back the signal handlers and close the files that it leaves behind."""
     logger = logging.getLogger("torch.distributed.elastic")
     level = logger.level
     main = threading.current_thread() is threading.main_thread()
@@ -145,6 +151,9 @@ def _contained() -> Iterator[None]:
         logger.setLevel(level)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 def _error(folder: Path, fault: BaseException) -> ScenariumError:

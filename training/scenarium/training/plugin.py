@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scenarium.core.hookspecs import hookimpl
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from scenarium.core.config import ScenarioConfig
     from scenarium.core.pipeline import Run
-    from scenarium.core.types import Data, Signature
+    from scenarium.core.types import Batch, Data, Signature
 
 
 @hookimpl(trylast=True)
@@ -47,3 +48,11 @@ def train(config: ScenarioConfig, data: Data, run: Run) -> bool:
 
     fit(config, data, run)
     return True
+
+
+@hookimpl(trylast=True)
+def export(model: torch.nn.Module, signature: Signature, batch: Batch, out: Path) -> Sequence[str]:
+    """``model.onnx`` with free batch and -1 axes."""
+    from scenarium.training.export import export as write
+
+    return write(model, signature, batch, out)

@@ -1,0 +1,80 @@
+"""Exports of a version in the making: written by the hook ``export`` with real held-out rows, then compared with the trained model."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scenarium.core.engines import open_engine
+from scenarium.core.errors import ScenariumError
+from scenarium.core.kit.compare import difference
+from scenarium.core.runtime import Runtime
+from scenarium.core.types import Batch, Row
+
+if TYPE_CHECKING:
+    from scenarium.core.pipeline import Run
+
+EXPORT = "model.onnx"
+ROWS = 8
+"""Held-out rows that an export is traced with and compared on."""
+
+
+def write(run: Run, runtime: Runtime, rows: Sequence[Row]) -> str:
+    """Export ``runtime``'s model into ``run.out`` and note the files in ``run.exports``.
+
+    Returns what became of it, for the manifest's tag ``export``: ``checked``, ``unchecked: <why>`` or ``none: <why>``. A model that
+    cannot be exported, or whose export answers differently, is served by the torch engine; it is no fault of the training.
+    """
+    module = getattr(runtime.model, "module", None)
+    if not runtime.signature.inputs:
+        return "none: the scenario has no tensor signature"
+    try:
+        batch = _batch(runtime, rows)
+        if not run.exports:
+            if module is None:
+                return "none: the plugin loads a model of its own"
+            run.progress.note("exporting")
+            made = runtime.scenario.hook.export(config=runtime.scenario.config, model=module, signature=runtime.signature, batch=batch, out=run.out)
+            run.exports = list(made or ())
+        if EXPORT not in run.exports:
+            return f"unchecked: {', '.join(run.exports)}" if run.exports else "none: the plugin exports nothing"
+        return _check(run, runtime, batch)
+    except ScenariumError as fault:
+        for name in run.exports:
+            (run.out / name).unlink(missing_ok=True)
+        run.exports = []
+        run.progress.note(f"no export: {fault.title()}")
+        return f"none: {fault.title()}"
+
+
+def _batch(runtime: Runtime, rows: Sequence[Row]) -> Batch:
+    """Held-out rows as a client would send them, or the sample where no row was held out, as inputs of the forward."""
+    hook, config = runtime.scenario.hook, runtime.scenario.config
+    requests = [hook.request(config=config, row=row) for row in rows[:ROWS]] or [hook.sample(config=config)]
+    items = [hook.preprocess(config=config, processor=runtime.processor, request=request) for request in requests]
+    names = [spec.name for spec in runtime.signature.inputs]
+    if not all(isinstance(item, dict) and all(name in item for name in names) for item in items):
+        raise ScenariumError("SCN-3008", reason="the hook 'preprocess' does not return the inputs of the signature")
+    inputs: Batch = hook.collate(config=config, signature=runtime.signature, batch=[{name: np.asarray(item[name]) for name in names} for item in items])
+    return inputs
+
+
+def _check(run: Run, runtime: Runtime, batch: Batch) -> str:
+    """Compare on the whole batch and on its first row alone, which shows an axis that was fixed by the trace."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        run.progress.note("onnxruntime is not installed: the export is not checked")
+        return "unchecked: onnxruntime is not installed"
+    try:
+        engine = open_engine("onnx", run.out, runtime.signature, "cpu", build=lambda: None)
+        pairs: list[tuple[Any, Any]] = [(runtime.model(part), engine(part)) for part in (batch, {name: array[:1] for name, array in batch.items()})]
+    except ScenariumError:
+        raise
+    except Exception as fault:
+        raise ScenariumError("SCN-3008", reason=f"{type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else ''}") from fault
+    for ours, exported in pairs:
+        if found := difference(ours, exported, runtime.traits.tolerance):
+            raise ScenariumError("SCN-3007", difference=found, tolerance=runtime.traits.tolerance)
+    return "checked"
