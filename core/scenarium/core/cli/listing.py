@@ -48,7 +48,7 @@ def list_command(do_probe: bool, as_json: bool) -> None:
     base.print_table([base.say(*head) for head in heads], cells)
     for row in rows:
         if row["error"]:
-            click.echo()
+            click.echo(err=True)
             base.print_error(row["error"])
 
 

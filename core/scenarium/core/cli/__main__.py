@@ -1,0 +1,5 @@
+"""``python -m scenarium.core.cli``."""
+
+from scenarium.core.cli import main
+
+main()
