@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from tokenizers import Tokenizer
@@ -57,26 +57,33 @@ def chinese_share(text: str) -> float:
 
 
 class ByteTrigram:
-    """A byte trigram model with interpolated lower orders (Jelinek and Mercer, 1980), fixed weights 0.6, 0.3, 0.09, rest uniform."""
+    """A byte trigram model with interpolated lower orders (Jelinek and Mercer, 1980).
 
-    WEIGHTS = (0.6, 0.3, 0.09, 0.01)
+    Weights 0.6, 0.3, 0.09 and 0.01 (uniform); a context that was never seen leaves its share to the others.
+    """
+
+    WEIGHTS = ((2, 0.6), (1, 0.3), (0, 0.09))
+    UNIFORM = 0.01
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._grams: list[Counter[bytes]] = [Counter(), Counter(), Counter(), Counter()]
+        self._next: dict[int, dict[bytes, Counter[int]]] = {order: defaultdict(Counter) for order, _ in self.WEIGHTS}
         for text in texts:
             data = text.encode()
-            for order in range(4):
-                self._grams[order].update(data[i : i + order] for i in range(len(data) - order + 1))
+            for order, counts in self._next.items():
+                for at in range(order, len(data)):
+                    counts[data[at - order : at]][data[at]] += 1
 
     def bits(self, text: str) -> float:
         """Bits that the model needs for ``text``."""
         data = text.encode()
-        return -sum(math.log2(self._probability(data[max(0, i - 2) : i], data[i : i + 1])) for i in range(len(data)))
+        return -sum(math.log2(self.probability(data[max(0, at - 2) : at], data[at])) for at in range(len(data)))
 
-    def _probability(self, before: bytes, byte: bytes) -> float:
-        share = self.WEIGHTS[3] / 256
-        for weight, order in zip(self.WEIGHTS, (2, 1, 0), strict=False):
-            context = before[len(before) - order :] if order else b""
-            if len(context) == order and (total := self._grams[order][context]):
-                share += weight * self._grams[order + 1][context + byte] / total
-        return share
+    def probability(self, before: bytes, byte: int) -> float:
+        """Probability of ``byte`` after the at most two bytes ``before``."""
+        share, weights = self.UNIFORM / 256, self.UNIFORM
+        for order, weight in self.WEIGHTS:
+            seen = self._next[order].get(before[len(before) - order :]) if len(before) >= order else None
+            if seen:
+                share += weight * seen[byte] / seen.total()
+                weights += weight
+        return share / weights
