@@ -104,7 +104,8 @@ def _load_file(path: Path) -> object:
     if str(path.parent) not in sys.path:
         # As when Python runs a file: its neighbours can be imported.
         sys.path.insert(0, str(path.parent))
-    spec.loader.exec_module(module)
+    # Compiled here: Python's cache knows a source by the second it was saved in, and ``dev`` loads it again within that.
+    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     return module
 
 

@@ -12,8 +12,8 @@ Level = Literal["info", "warning", "error"]
 _format = "json"
 
 
-def set_format(name: Literal["json", "text"]) -> None:
-    """Choose the form of all lines."""
+def set_format(name: Literal["json", "text", "author"]) -> None:
+    """Choose the form of all lines. ``author`` (``scenarium dev``): what a plugin writes, as it is, and of all else the URL and the errors."""
     global _format
     _format = name
 
@@ -23,6 +23,10 @@ def event(level: Level, what: str, **values: Any) -> None:
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     if _format == "json":
         line = json.dumps({"at": now, "level": level, "event": what, **values}, ensure_ascii=False, default=str)
+    elif _format == "author":
+        if what != "worker_output" and what != "listening" and level != "error":
+            return
+        line = str(values.get("line", values.get("url", values.get("title", what))))
     else:
         line = " ".join([now[11:23], level, what, *(f"{key}={value}" for key, value in values.items())])
     try:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 import uvicorn
 
@@ -14,7 +15,7 @@ from scenarium.core.config import GatewayConfig
 from scenarium.core.registry import Registry
 from scenarium.core.store import Store
 from scenarium.gateway import logs
-from scenarium.gateway.app import create_app
+from scenarium.gateway.app import Gateway, create_app
 
 
 class _Server(uvicorn.Server):
@@ -25,13 +26,14 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(registry: Registry, store: Store, config: GatewayConfig) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit status.
+def serve(registry: Registry, store: Store, config: GatewayConfig, beside: Callable[[Gateway], Coroutine[Any, Any, None]] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status. ``beside`` runs on the same loop from when it listens to its end.
 
     Raises:
         OSError: the address cannot be bound.
     """
-    logs.set_format(config.log_format)
+    if beside is None:  # else the caller has chosen
+        logs.set_format(config.log_format)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.create_server((config.host, config.port), family=family, backlog=2048)
     host, port = listener.getsockname()[:2]
@@ -61,7 +63,10 @@ def serve(registry: Registry, store: Store, config: GatewayConfig) -> int:
             loop.add_signal_handler(number, end)
         shown = f"[{host}]" if ":" in host else host
         logs.event("info", "listening", url=f"http://{shown}:{port}")
+        task = asyncio.create_task(beside(app.state.gateway)) if beside else None
         await server.serve(sockets=[listener])
+        if task:
+            task.cancel()
 
     with asyncio.Runner(loop_factory=options.get_loop_factory()) as runner:
         runner.run(main())

@@ -56,7 +56,10 @@ class Generation:
         """Give the workers nothing more; each ends when it holds nothing."""
         self._closed.set()
         for link in list(self.links):
-            self.service.batcher.retire(link)
+            if link.ready.done():
+                self.service.batcher.retire(link)
+            else:
+                link.process.kill()  # it still loads, and holds nothing
         _, late = await asyncio.wait(self.tasks, timeout=timeout)
         for link in list(self.links):
             await link.end()
@@ -273,6 +276,11 @@ class Service:
                 self._refuse(_cannot_start(self.name, f"{type(fault).__name__}: {fault}", f"{type(fault).__name__}: {fault}"))
                 return
             await self._flip(version, plugin)
+
+    async def reload(self, number: int) -> None:
+        """Load ``number`` anew though it is served already: the plugin's source changed."""
+        self.tried = None
+        await self.load(number)
 
     async def _flip(self, version: Version, plugin: Plugin) -> None:
         old = self.current

@@ -98,8 +98,8 @@ def check(target: str | None, tier: str | None, sets: tuple[str, ...], trace: bo
     zh="在服务器进程内运行模型，以便使用 breakpoint() 和调试器。",
 )
 @base.set_option
-def dev(target: str, port: int, in_process: bool, sets: tuple[str, ...]) -> None:
+def dev(target: str, port: int, in_process: bool, sets: tuple[str, ...]) -> int:
     """Serve and watch until Ctrl-C."""
-    from scenarium.core.kit.dev import serve
+    from scenarium.gateway.dev import serve
 
-    serve(target, port=port, in_process=in_process, sets=sets)
+    return serve(target, port=port, in_process=in_process, sets=sets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import sys
 import time
 import tomllib
@@ -12,13 +13,12 @@ from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlparse
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from scenarium.core import datasets, pipeline
-from scenarium.core.config import Settings
 from scenarium.core.errors import ScenariumError
 from scenarium.core.kit.checks import CHECKS, Tier, all_checks
 from scenarium.core.kit.probe import Probe
@@ -27,6 +27,7 @@ from scenarium.core.progress import Progress
 from scenarium.core.registry import PLUGINS, Plugin, Registry, Scenario
 from scenarium.core.relay import implemented
 from scenarium.core.runtime import STATE, Runtime
+from scenarium.core.settings import Settings
 from scenarium.core.store import Store, Version
 from scenarium.core.types import Data
 
@@ -105,20 +106,11 @@ class Subject:
         Raises:
             ScenariumError: SCN-1001 (no such scenario), SCN-7004 (a path without a plugin), and those of ``Declaration.read``.
         """
-        path = Path(target)
-        if target.endswith(".py") or (path.is_dir() and (path / "pyproject.toml").is_file()):
-            plugin, project = _plugin_at(path)
-            name, plugins = plugin.name, {plugin.name: plugin}
-        elif path.is_dir() and ("/" in target or not path.joinpath("__init__.py").exists()):
-            raise ScenariumError("SCN-7004", file=path)
-        else:
-            name, plugins = target, None
-            registry = Registry(Settings.read())
-            project = _project_of(registry.scenario(name).plugin)
-        declaration = Declaration.read(project)
-        own = [_anchored(entry, project) for entry in declaration.check]
-        settings = Settings.read(sets=[*TRIAL, *own, *sets], scenario=name)
-        return cls(Registry(settings, plugins), name, project, work, declaration)
+        located = locate(target)
+        declaration = Declaration.read(located.project)
+        own = [_anchored(entry, located.project) for entry in declaration.check]
+        settings = Settings.read(sets=[*TRIAL, *own, *sets], scenario=located.name)
+        return cls(Registry(settings, {located.plugin.name: located.plugin}), located.name, located.project, work, declaration)
 
     @property
     def name(self) -> str:
@@ -196,6 +188,32 @@ class Subject:
             yield
         finally:
             self.probe.kill_at = None
+
+
+class Located(NamedTuple):
+    """A plugin found by name or path."""
+
+    name: str
+    """The scenario: the plugin's name, but for a table of scenarios.toml that names another plugin."""
+    plugin: Plugin
+    project: Path | None
+    """The folder of its pyproject.toml."""
+
+
+def locate(target: str) -> Located:
+    """The plugin called ``target``, or the one in the folder or single file ``target``.
+
+    Raises:
+        ScenariumError: SCN-1001 (no such scenario), SCN-1006 (its plugin is not installed), SCN-7004 (a path without a plugin).
+    """
+    path = Path(target)
+    if target.endswith(".py") or (path / "pyproject.toml").is_file():
+        plugin, project = _plugin_at(path)
+        return Located(plugin.name, plugin, project)
+    if path.is_dir() and os.sep in target:
+        raise ScenariumError("SCN-7004", file=path)
+    plugin = Registry(Settings.read()).scenario(target).plugin
+    return Located(target, plugin, _project_of(plugin))
 
 
 def _plugin_at(path: Path) -> tuple[Plugin, Path | None]:

@@ -18,7 +18,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +31,7 @@ from scenarium.core.manifest import Manifest
 from scenarium.core.registry import Plugin, Registry, Scenario
 from scenarium.core.runtime import Runtime, Times
 from scenarium.core.settings import Flat, Origin, Settings
+from scenarium.core.traces import print_fault
 from scenarium.core.workers import frames
 from scenarium.core.workers.frames import Answer, Item
 
@@ -197,7 +197,7 @@ class Worker:
             wrapped.__cause__ = fault
             fault = wrapped
         if fault.__cause__ is not None and fault.status >= 500:
-            traceback.print_exception(fault.__cause__)
+            print_fault(fault.__cause__)
         return fault
 
     def _problem(self, entry: Open, fault: BaseException, times: Times, began: float) -> bytes:
@@ -264,9 +264,9 @@ def json_fault(fault: BaseException, name: str) -> bytes:
     """The frame that tells why the worker cannot serve. The traceback goes to the log."""
     if isinstance(fault, ScenariumError):
         if fault.__cause__ is not None:
-            traceback.print_exception(fault.__cause__)
+            print_fault(fault.__cause__)
     else:
-        traceback.print_exception(fault)
+        print_fault(fault)
         fault = ScenariumError("SCN-4003", name=name, reason=f"{type(fault).__name__}: {fault}")
     return frames.json_frame(frames.FAULT, {"code": fault.code, "en": fault.problem("en"), "zh": fault.problem("zh")})
 
