@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import uvicorn
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -132,16 +133,17 @@ class InProcess:
         """Answer one request, on the event loop's thread: it stands still while a debugger does."""
         body = await request.body()
         chosen = language(request.headers.get("accept-language"))
+        answer: BaseModel | Exception
         try:
             answer = self.runtime.predict([self.runtime.decode(body, request.headers.get("content-type", ""))])[0]
-        except ScenariumError as error:
-            answer = error
-        if isinstance(answer, Exception):
-            error = answer if isinstance(answer, ScenariumError) else ScenariumError("SCN-4003", name=self.session.name, reason=str(answer))
-            if error.__cause__:
-                say(author_trace(error.__cause__), author_trace(error.__cause__))
-            return Response(json.dumps(error.problem(chosen), ensure_ascii=False), error.status, media_type="application/problem+json")
-        return Response(answer.model_dump_json(), media_type="application/json")
+        except ScenariumError as fault:
+            answer = fault
+        if isinstance(answer, BaseModel):
+            return Response(answer.model_dump_json(), media_type="application/json")
+        error = answer if isinstance(answer, ScenariumError) else ScenariumError("SCN-4003", name=self.session.name, reason=str(answer))
+        if error.__cause__:
+            say(author_trace(error.__cause__), author_trace(error.__cause__))
+        return Response(json.dumps(error.problem(chosen), ensure_ascii=False), error.status, media_type="application/problem+json")
 
     def run(self, port: int) -> int:
         """Serve until a signal."""
@@ -151,10 +153,8 @@ class InProcess:
         running = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", loop="asyncio"))
 
         async def main() -> None:
-            say(
-                f"http://127.0.0.1:{listener.getsockname()[1]}\n{_how_to_ask(self.session)}",
-                f"http://127.0.0.1:{listener.getsockname()[1]}\n{_how_to_ask(self.session)}",
-            )
+            where = f"http://127.0.0.1:{listener.getsockname()[1]}\n{_how_to_ask(self.session)}"
+            say(where, where)
             following = asyncio.create_task(watch(self.session, self.reload))
             await running.serve(sockets=[listener])
             following.cancel()
