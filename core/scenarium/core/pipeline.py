@@ -79,7 +79,7 @@ def train(
     data = datasets.prepare(scenario, progress)
     state = dict(hook.fit(config=config, rows=data.train))
     run_folder = work / scenario.name / _fingerprint(scenario, data)
-    with store.draft(scenario.name) as draft, Tracker.open(scenario.name, config, data.manifest) as tracker:
+    with store.draft(scenario.name) as draft, Tracker.open(scenario, data.manifest, progress) as tracker:
         run = Run(scenario, draft, run_folder, state, resume, progress, tracker)
         run.work.mkdir(parents=True, exist_ok=True)
         if not hook.train(config=config, data=data, run=run):
