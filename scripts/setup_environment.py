@@ -23,7 +23,7 @@ def pip(what: str, *arguments: str) -> None:
 
 def main() -> None:
     """Four pip lines; the editable installs skip build isolation, which makes them twenty times faster."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 -- an older interpreter may have made the environment
         sys.exit(f"Scenarium needs Python 3.11 or newer, this is {sys.version.split()[0]}; run: make setup PYTHON=python3.11")
     pip("build tools", "hatchling", "editables")
     # torch and torchvision must be one matching pair: a torchvision that fails to import breaks all of transformers.

@@ -19,9 +19,7 @@ HEAVY = {"torch", "torchvision", "transformers", "onnxruntime", "openvino", "tri
 def imports(file: Path) -> list[tuple[int, str, bool]]:
     """(line, module, whether it stands at the top of the module and runs) of every import of a file."""
     tree = ast.parse(file.read_text(encoding="utf8"))
-    typing_only = {
-        id(node) for block in ast.walk(tree) if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test) for node in ast.walk(block)
-    }
+    typing_only = {id(node) for block in ast.walk(tree) if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test) for node in ast.walk(block)}
     top = {id(node) for node in tree.body}
     found = []
     for node in ast.walk(tree):

@@ -1,0 +1,125 @@
+"""The hand-book says what the code does: errors, settings, routes, metrics, commands, links, and the README's own lines."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scenarium.core.config import GatewayConfig, ScenarioConfig, setting_names
+from scenarium.core.errors import catalogue
+from scenarium.core.relay import HOOKS
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md"), *ROOT.glob("plugins/*/README.md"), *ROOT.glob("extensions/*/README.md")])
+
+
+def text(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf8")
+
+
+def test_the_error_page_is_the_catalogue() -> None:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import error_page
+    finally:
+        sys.path.pop(0)
+    assert text("errors.md") == error_page.page(), "run: python scripts/error_page.py"
+
+
+def test_both_languages_of_a_message_use_known_placeholders() -> None:
+    def names(template: str) -> set[str]:
+        return {field.split(".")[0].split("[")[0] for _, field, _, _ in string.Formatter().parse(template) if field}
+
+    wrong = []
+    for code, message in catalogue().items():
+        assert {"status", "en", "zh", "hint_en", "hint_zh"} <= set(message), code
+        english, chinese = names(message["en"]) | names(message["hint_en"]), names(message["zh"]) | names(message["hint_zh"])
+        paired = {name.removesuffix("_en") for name in english}, {name.removesuffix("_zh") for name in chinese}
+        if paired[0] != paired[1]:
+            wrong.append(f"{code}: {sorted(paired[0] ^ paired[1])} stands in one language only")
+        if not re.search(r"[一-鿿]", message["zh"]):
+            wrong.append(f"{code}: the Chinese text has no Chinese")
+    assert wrong == []
+
+
+def test_every_raised_code_exists_and_every_code_is_raised() -> None:
+    sources = [p for folder in ("core", "training", "gateway", "plugins", "extensions") for p in (ROOT / folder).rglob("*.py") if "tests" not in p.parts]
+    raised = {code for file in sources for code in re.findall(r"SCN-\d{4}", file.read_text(encoding="utf8"))}
+    assert raised - set(catalogue()) == set()
+    assert set(catalogue()) - raised == set()
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_has_its_heading(hook: str) -> None:
+    assert re.search(rf"^###? .*`{hook}\b", text("hooks.md"), re.M)
+
+
+def test_every_setting_is_documented() -> None:
+    page = text("configuration.md")
+    names = [*setting_names(ScenarioConfig), *(f"gateway.{name}" for name in GatewayConfig.model_fields)]
+    assert [name for name in names if f"`{name}`" not in page] == []
+
+
+def test_every_route_is_documented() -> None:
+    code = (
+        "from scenarium.core.config import GatewayConfig, Settings\n"
+        "from scenarium.core.registry import Registry\nfrom scenarium.core.store import Store\nfrom scenarium.gateway.app import create_app\n"
+        "app = create_app(Registry(Settings.read(environ={})), Store('memory://docs'), GatewayConfig())\n"
+        "import json; print(json.dumps(sorted({r.path for r in app.routes})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    page = text("gateway.md")
+    routes = [path for path in json.loads(done.stdout.splitlines()[-1]) if not path.startswith("/docs/")]
+    assert len(routes) > 8
+    assert [path for path in routes if f"{path}`" not in page] == []
+
+
+def test_every_metric_is_documented() -> None:
+    from prometheus_client import REGISTRY
+
+    import scenarium.gateway.metrics  # noqa: F401 -- registers the metrics
+
+    page = text("gateway.md")
+    names = {family.name for family in REGISTRY.collect() if family.name.startswith("scenarium")}
+    source = (ROOT / "gateway/scenarium/gateway/metrics.py").read_text(encoding="utf8")
+    names |= set(re.findall(r'"(scenarium_[a-z_]+)"', source))
+    assert len(names) > 5
+    assert [name for name in sorted(names) if name not in page] == []
+
+
+def test_every_command_is_documented() -> None:
+    from scenarium.core.cli.table import COMMANDS
+
+    page = text("cli.md")
+    assert [name for name in COMMANDS if f"scenarium {name}" not in page] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf8"))
+    assert [t for t in targets if "://" not in t and not (page.parent / t).exists()] == []
+
+
+@pytest.mark.parametrize("folder", sorted(p.parent for p in ROOT.glob("plugins/*/pyproject.toml")), ids=lambda p: p.name)
+def test_both_readmes_list_the_plugin(folder: Path) -> None:
+    for readme in ("README.md", "README.zh.md"):
+        assert f"(plugins/{folder.name}/README.md)" in (ROOT / readme).read_text(encoding="utf8")
+
+
+def test_the_project_speaks_of_itself_alone() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    wrong = []
+    for name in filter(None, listed):
+        content = (ROOT / name).read_bytes()
+        if b"\0" in content[:4096] or name == "tests/house/test_docs.py":
+            continue
+        found = re.findall(r"/(?:root|work)/\S+|/tmp/bash_jobs\S*", content.decode("utf8", "replace"))
+        wrong += [f"{name}: {f}" for f in found]
+    assert wrong == []
