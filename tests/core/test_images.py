@@ -51,6 +51,7 @@ def test_exif_orientation_is_undone(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert np.array_equal(images.read_image(save(stored, "PNG", exif=exif)), RGB)
+    assert images.size_of(save(stored, "JPEG", exif=exif)) == (24, 40)
 
 
 def test_broken_exif_does_not_spoil_the_picture():

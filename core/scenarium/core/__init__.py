@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scenarium.core.pipeline import Run as Run
     from scenarium.core.registry import load as load
     from scenarium.core.runtime import Runtime as Runtime
+    from scenarium.core.schemas import Base64 as Base64
     from scenarium.core.schemas import Request as Request
     from scenarium.core.schemas import Response as Response
     from scenarium.core.sources import HubDataset as HubDataset
@@ -51,7 +52,7 @@ _HOME = {
     "pipeline": "Run",
     "registry": "load",
     "runtime": "Runtime",
-    "schemas": "Request Response",
+    "schemas": "Base64 Request Response",
     "sources": "HubDataset HubFile PackageFile",
     "types": "Baseline Batch Data Environment Evaluation Field Figure Metric Row Schema Signature Source TensorSpec Traits",
 }

@@ -67,15 +67,16 @@ def read_mask(value: ImageValue, field: str = "mask", *, max_pixels: int = MAX_P
 
 
 def size_of(value: ImageValue, field: str = "image") -> tuple[int, int]:
-    """Height and width, read from the header alone (before any EXIF turn).
+    """Height and width as ``read_image`` gives them, read from the header alone.
 
     Raises:
         BadInput: as ``read_image``.
     """
     if isinstance(value, np.ndarray):
         return int(value.shape[0]), int(value.shape[1])
-    width, height = _open(value, field, MAX_PIXELS, load=False).size
-    return height, width
+    picture = _open(value, field, MAX_PIXELS, load=False)
+    # Orientations 5 to 8 lay the picture on its side.
+    return picture.size if _orientation(picture) >= 5 else picture.size[::-1]
 
 
 def encoded(value: ImageValue) -> bytes:
@@ -201,13 +202,19 @@ def _upright(pixels: Picture, original: Picture) -> Picture:
         7: turn.TRANSVERSE,
         8: turn.ROTATE_90,
     }
+    how = turns.get(_orientation(original))
+    return pixels if how is None else pixels.transpose(how)
+
+
+def _orientation(picture: Picture) -> int:
+    """The EXIF orientation, 1 to 8."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            how = turns.get(original.getexif().get(0x0112, 1))
+            found = picture.getexif().get(0x0112, 1)
     except Exception:  # a broken EXIF block says nothing about the pixels
-        how = None
-    return pixels if how is None else pixels.transpose(how)
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def _from_array(value: np.ndarray, field: str) -> np.ndarray:

@@ -1,0 +1,509 @@
+"""Industrial inspection: find defects on parts, learned from good parts alone or from labelled defect classes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pydantic
+
+from scenarium.core import (
+    Base64,
+    Baseline,
+    Data,
+    DataConfig,
+    Field,
+    Figure,
+    Metric,
+    ModelConfig,
+    Request,
+    Response,
+    Row,
+    Run,
+    ScenarioConfig,
+    ScenariumError,
+    Schema,
+    Signature,
+    Source,
+    TensorSpec,
+    TrainConfig,
+    Traits,
+    charts,
+    hookimpl,
+    images,
+)
+from scenarium_defect_detection import maps
+from scenarium_defect_detection.data import TEXTURES, read_textures
+from scenarium_defect_detection.simulate import disturb
+
+if TYPE_CHECKING:
+    import torch
+
+State = Mapping[str, Any]
+
+
+class DataSection(DataConfig):
+    """Which data, and what a good part is called in it."""
+
+    good: str = "good"
+    """Label of parts without a defect. Rows without any label count as good."""
+
+
+class Model(ModelConfig):
+    """What is learned, and how."""
+
+    task: Literal["anomaly", "classify"] = "anomaly"
+    """`anomaly`: learn from good parts alone and score what differs. `classify`: name the defect; every row needs a label."""
+    method: Literal["auto", "simulate", "patchcore", "padim"] = "auto"
+    """How `anomaly` learns: on simulated defects (needs no pretrained weights), or by remembering pretrained features.
+    `auto`: patchcore where `pretrained` names weights, else simulate."""
+    backbone: str = "mobilenet_v2"
+    """A torchvision network whose features patchcore and padim use; `classify` takes it when `pretrained` names weights."""
+    pretrained: str = "none"
+    """`none`, `hub` (torchvision's download), `package` (mobilenet_v2, needs data.accept_licence), or the path of a weights file."""
+    size: int = pydantic.Field(128, ge=64, le=1024, multiple_of=32)
+    """Side of the square that the network sees, pixels. Small defects need more."""
+    patches: int = pydantic.Field(2000, ge=10)
+    """Patches that patchcore remembers."""
+    features: int = pydantic.Field(64, ge=4)
+    """Features that padim keeps."""
+    false_alarms: float = pydantic.Field(0.02, gt=0, lt=0.5)
+    """Share of good parts that may exceed the threshold."""
+
+
+class Train(TrainConfig):
+    """The shared trainer's settings, with what suits parts."""
+
+    epochs: int = pydantic.Field(30, gt=0)
+    """Passes over the training rows."""
+    batch_size: int = pydantic.Field(16, gt=0)
+    """Rows of a micro-batch on one device."""
+    lr: float = pydantic.Field(3e-3, gt=0)
+    """Peak learning rate. Use about 3e-4 when a pretrained backbone is tuned."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """fp32: on a processor the default network's narrow layers gain nothing from bf16."""
+    turn: bool = True
+    """Mirror and turn training pictures by right angles at random. Switch it off where a part's position matters."""
+
+
+class Config(ScenarioConfig):
+    """Settings of defect detection."""
+
+    data: DataSection = DataSection()
+    model: Model = Model()
+    train: Train = Train()
+
+
+class Ask(Request):
+    """One picture of a part."""
+
+    image: bytes
+    """The file's bytes: JPEG, PNG, WebP, BMP, TIFF or GIF. Base64 in JSON; raw body and multipart upload work too."""
+    heat_map: bool = True
+    """Whether to answer the heat map."""
+
+
+class Box(Response):
+    """A rectangle around one suspicious place."""
+
+    box: list[int]
+    """x1, y1, x2, y2 in pixels of the upright picture; x2 and y2 are exclusive."""
+    score: float
+    """Highest score inside."""
+
+
+class Answer(Response):
+    """Whether the part is defective, how far from the threshold, and where."""
+
+    is_defect: bool
+    score: float
+    """Anomaly score (`classify`: the probability of any defect). Comparable within one version only."""
+    threshold: float
+    """Scores above it are defects."""
+    boxes: list[Box]
+    """Places above the threshold, the strongest first; empty for a good part."""
+    heat_map: Base64 | None
+    """PNG with a palette, black over red to white and clear where the score is low, in the picture's aspect; index 128 is the threshold."""
+    defect: str | None = None
+    """Most probable class (`classify` only)."""
+    probabilities: dict[str, float] | None = None
+    """Every class (`classify` only)."""
+
+
+@hookimpl
+def config() -> type[ScenarioConfig]:
+    return Config
+
+
+@hookimpl
+def fields(config: Config) -> Mapping[str, Field]:
+    supervised = config.model.task == "classify"
+    return {
+        "image": Field("image", "the picture of one part"),
+        "label": Field("label", "kind of defect, or the name of good parts", required=supervised),
+        "mask": Field("mask", "where the defect is; only measured against", required=False),
+    }
+
+
+@hookimpl
+def sources(config: Config) -> Sequence[Source]:
+    unseen = config.model.task == "anomaly"
+    doc = "crops of brick, grass and gravel photographs with drawn defects; the right third of each photograph is held out"
+    return [
+        Source(
+            "textures",
+            "real parts, generated",
+            "CC0 photographs in scikit-image (BSD-3-Clause)",
+            lambda paths: read_textures(paths, unseen=unseen),
+            TEXTURES,
+            doc=doc,
+        )
+    ]
+
+
+@hookimpl
+def schema() -> Schema:
+    return Schema(Ask, Answer)
+
+
+@hookimpl
+def sample() -> Ask:
+    # A brushed plate with one dark scratch.
+    rng = np.random.default_rng(7)
+    plate = 150 + 12 * rng.standard_normal((96, 1)) + 4 * rng.standard_normal((96, 96))
+    for step in range(40):
+        plate[30 + step // 2, 25 + step : 28 + step] = 40
+    return Ask(image=images.encode_png(plate.clip(0, 255).astype(np.uint8)))
+
+
+@hookimpl
+def fit(config: Config, rows: Sequence[Row]) -> State:
+    method = chosen_method(config)
+    state: dict[str, Any] = {"method": method, "size": config.model.size, "good": config.data.good, "threshold": 0.5}
+    if method == "classify":
+        if any(row.get("label") is None for row in rows):
+            raise ScenariumError("SCN-3321")
+        backbone = "small" if config.model.pretrained == "none" else config.model.backbone
+        return state | {"labels": sorted({row["label"] for row in rows}), "backbone": backbone}
+    if not good_rows(config, rows):
+        labels = ", ".join(sorted({str(row["label"]) for row in rows}))
+        raise ScenariumError("SCN-3320", good=config.data.good, labels=labels)
+    if method in ("patchcore", "padim"):
+        from scenarium_defect_detection.fitting import shape_of_patches
+
+        channels, places = shape_of_patches(config.model.backbone, config.model.size)
+        state |= {"backbone": config.model.backbone, "channels": channels, "places": places}
+        state |= {"patches": config.model.patches, "kept": min(config.model.features, channels)}
+    return state
+
+
+def chosen_method(config: Config) -> str:
+    """``classify``, ``simulate``, ``patchcore`` or ``padim``.
+
+    Raises:
+        ScenariumError: SCN-3323: random features were asked to tell good from bad.
+    """
+    model = config.model
+    if model.task == "classify":
+        return "classify"
+    if model.method == "auto":
+        return "simulate" if model.pretrained == "none" else "patchcore"
+    if model.method != "simulate" and model.pretrained == "none":
+        raise ScenariumError("SCN-3323", method=model.method)
+    return model.method
+
+
+def good_rows(config: Config, rows: Sequence[Row]) -> list[Row]:
+    """The rows that are good or say nothing."""
+    return [row for row in rows if row.get("label") in (None, "", config.data.good)]
+
+
+def defective(config: Config, row: Row) -> bool:
+    """Whether a row is marked as a defect."""
+    return row.get("label") not in (None, "", config.data.good)
+
+
+@hookimpl
+def items(config: Config, rows: Sequence[Row]) -> Sequence[Row]:
+    return rows if config.model.task == "classify" else good_rows(config, rows)
+
+
+@hookimpl
+def signature(state: State) -> Signature:
+    size = state["size"]
+    inputs = (TensorSpec("image", "float32", (3, size, size)),)
+    if state["method"] == "classify":
+        classes = len(state["labels"])
+        cells = -(-size // (16 if state["backbone"] == "small" else 32))
+        return Signature(inputs, (TensorSpec("logits", "float32", (classes,)), TensorSpec("evidence", "float32", (classes, cells, cells))))
+    cells = size // (2 if state["method"] == "simulate" else 8)
+    return Signature(inputs, (TensorSpec("map", "float32", (cells, cells)), TensorSpec("score", "float32", ())))
+
+
+@hookimpl
+def model(config: Config, state: State) -> torch.nn.Module:
+    from scenarium_defect_detection import fitting
+
+    network = fitting.build(state)
+    if config.model.pretrained != "none" and state["method"] != "simulate":
+        fitting.start_from(network, config)
+    return network
+
+
+@hookimpl
+def load(config: Config, state: State, signature: Signature, version: Path, device: str) -> Any:
+    from scenarium.core.engines import open_engine
+
+    def build() -> torch.nn.Module:
+        from scenarium_defect_detection import fitting
+
+        # Without pretrained weights: the version's own replace them, and a server must not need the hub.
+        return fitting.build(state)
+
+    return open_engine(config.serve.engine, version, signature, device, build=build)
+
+
+@hookimpl
+def encode(config: Config, processor: State, item: Row, rng: np.random.Generator | None) -> Mapping[str, np.ndarray]:
+    size: int = processor["size"]
+    pixels = images.resize(images.read_image(item["image"]), size, size)
+    if rng is not None and config.train.turn:
+        pixels = np.rot90(pixels, int(rng.integers(4)))
+        pixels = pixels[:, ::-1] if rng.random() < 0.5 else pixels
+    if config.model.task == "classify":
+        labels: list[str] = processor["labels"]
+        # A label of the validation rows that no training row has cannot be learned; -100 leaves it out of the loss.
+        label = labels.index(item["label"]) if item["label"] in labels else -100
+        return {"image": images.normalise(relit(pixels, rng)), "labels": np.array(label, dtype=np.int64)}
+    # Validation meets the same defects each time: they depend on the picture alone.
+    dice = rng if rng is not None else np.random.default_rng(int(pixels.sum()))
+    disturbed, changed = disturb(np.ascontiguousarray(pixels), dice)
+    cells = changed.reshape(size // 2, 2, size // 2, 2).mean((1, 3))
+    return {"image": images.normalise(relit(disturbed, rng)), "target": (cells >= 0.5).astype(np.float32)}
+
+
+def relit(pixels: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+    """Change brightness and contrast a little, as another lamp would."""
+    if rng is None:
+        return pixels
+    changed = (pixels.astype(np.float32) - 128) * rng.uniform(0.85, 1.15) + 128 + rng.uniform(-15, 15)
+    return changed.clip(0, 255).astype(np.uint8)
+
+
+@hookimpl
+def loss(config: Config, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | int] | None:
+    if config.model.task == "classify":
+        return None
+    from torch.nn import functional
+
+    log_odds, _ = model(image=batch["image"])
+    total = functional.binary_cross_entropy_with_logits(log_odds.float(), batch["target"], reduction="sum")
+    return total, batch["target"].numel()
+
+
+@hookimpl
+def train(config: Config, data: Data, run: Run) -> bool:
+    from scenarium.training.trainer import fit as train_shared
+    from scenarium_defect_detection import fitting
+
+    method, weights = run.state["method"], str(run.out / "model.safetensors")
+    if method in ("classify", "simulate"):
+        train_shared(config, data, run)
+        if method == "classify":
+            return True
+        network = fitting.reload(fitting.build(run.state), weights)
+    else:
+        network = run.scenario.hook.model(config=config, state=run.state)
+        fitting.remember(network, good_rows(config, data.train), config.model.size, config.train.seed, run.progress)
+        fitting.save(network, weights)
+        export_now(config, network, data, run)
+    # Parts that were not trained on, where there are any: those that were score too low.
+    unseen = good_rows(config, data.val) or good_rows(config, data.train)
+    run.state["threshold"] = fitting.threshold(network, unseen, config.model.size, config.model.false_alarms)
+    return True
+
+
+def export_now(config: Config, network: torch.nn.Module, data: Data, run: Run) -> None:
+    """Write the exports, as the shared trainer does after its own training."""
+    hook, state = run.scenario.hook, run.state
+    signature = hook.signature(config=config, state=state)
+    some = good_rows(config, data.train)[:2]
+    batch = {"image": np.stack([to_input(images.read_image(row["image"]), state["size"]) for row in some])}
+    run.exports += hook.export(config=config, model=network.eval(), signature=signature, batch=batch, out=run.out)
+
+
+def to_input(pixels: np.ndarray, size: int) -> np.ndarray:
+    """``uint8`` ``[H, W, 3]`` to the network's input. The whole part is seen, stretched to a square: defects sit at edges too."""
+    return images.normalise(images.resize(pixels, size, size))
+
+
+@hookimpl
+def preprocess(processor: State, request: Ask) -> Mapping[str, np.ndarray]:
+    return {"image": to_input(images.read_image(request.image), processor["size"])}
+
+
+@hookimpl
+def postprocess(processor: State, request: Ask, output: Mapping[str, np.ndarray]) -> Answer:
+    height, width = images.size_of(request.image)
+    threshold: float = processor["threshold"]
+    if processor["method"] == "classify":
+        return named(processor, request, output, height, width)
+    scores, score = output["map"].astype(np.float64), float(output["score"])
+    if processor["method"] == "simulate":
+        # Log odds become probabilities here, outside of the network: training needs the log odds.
+        scores, score, threshold = sigmoid(scores), float(sigmoid(np.array(score))), float(sigmoid(np.array(threshold)))
+    found = maps.boxes(scores, threshold, height, width)
+    png = maps.heat_png(maps.levels(scores, threshold, height, width)) if request.heat_map else None
+    boxes = [Box(box=box, score=value) for box, value in found]
+    return Answer(is_defect=score > threshold, score=score, threshold=threshold, boxes=boxes, heat_map=png)
+
+
+def sigmoid(value: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-value)) without overflow."""
+    return np.asarray(1 / (1 + np.exp(-np.clip(value, -60, 60))))
+
+
+def named(processor: State, request: Ask, output: Mapping[str, np.ndarray], height: int, width: int) -> Answer:
+    """The answer of the classifier."""
+    labels, good = processor["labels"], processor["good"]
+    logits = output["logits"].astype(np.float64)
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    probabilities = {label: float(share) for label, share in zip(labels, shares, strict=True)}
+    best = int(shares.argmax())
+    # Where the evidence for the class lies; without good parts among the classes, against the mean of the others.
+    other = labels.index(good) if good in labels and labels[best] != good else None
+    evidence = output["evidence"].astype(np.float64)
+    apart = evidence[best] - (evidence[other] if other is not None else np.delete(evidence, best, 0).mean(0) if len(labels) > 1 else 0)
+    scores = sigmoid(apart)
+    score = 1 - probabilities.get(good, 0.0)
+    is_defect = labels[best] != good
+    found = maps.boxes(scores, 0.5, height, width) if is_defect else []
+    # For a good part the evidence speaks for goodness: there is nothing to point at.
+    png = maps.heat_png(maps.levels(scores if is_defect else np.zeros_like(scores), 0.5, height, width)) if request.heat_map else None
+    return Answer(
+        is_defect=is_defect,
+        score=score,
+        threshold=0.5,
+        boxes=[Box(box=box, score=value) for box, value in found],
+        heat_map=png,
+        defect=labels[best],
+        probabilities=probabilities,
+    )
+
+
+@hookimpl
+def metric(config: Config) -> Metric:
+    return Metric("macro_f1" if config.model.task == "classify" else "image_auroc")
+
+
+@hookimpl
+def request(row: Row) -> Ask:
+    return Ask(image=images.encoded(row["image"]))
+
+
+@hookimpl
+def score(config: Config, rows: Sequence[Row], answers: Sequence[Mapping[str, Any]]) -> Mapping[str, float]:
+    if config.model.task == "classify":
+        return classified([row["label"] for row in rows], [answer["defect"] for answer in answers])
+    bad = np.array([defective(config, row) for row in rows])
+    scores = np.array([answer["score"] for answer in answers])
+    alarms = np.array([answer["is_defect"] for answer in answers])
+    found: dict[str, float] = {}
+    if (~bad).any():
+        found["false_alarm_rate"] = float(alarms[~bad].mean())
+    if bad.any():
+        found["recall"] = float(alarms[bad].mean())
+    if bad.any() and (~bad).any():
+        found["image_auroc"] = maps.auroc(scores[bad], scores[~bad])
+    counts = np.zeros((2, 256), dtype=np.int64)
+    for row, answer, is_bad in zip(rows, answers, bad, strict=True):
+        if row.get("mask") is not None or not is_bad:
+            counts += pixel_counts(answer["heat_map"], row.get("mask"))
+    if counts[0].any() and counts[1].any():
+        found["pixel_auroc"] = maps.auroc_of_counts(counts[0], counts[1])
+    return found
+
+
+def pixel_counts(heat_map: str, mask: images.ImageValue | None) -> np.ndarray:
+    """How often each level occurs on the defect (row 0) and beside it (row 1): ``[2, 256]``."""
+    level = levels_of(heat_map)
+    if mask is None:
+        return np.stack([np.zeros(256, dtype=np.int64), np.bincount(level.ravel(), minlength=256)])
+    marked = images.resize(images.read_mask(mask).astype(np.float32), *level.shape) >= 0.5
+    return np.stack([np.bincount(level[marked], minlength=256), np.bincount(level[~marked], minlength=256)])
+
+
+@lru_cache(maxsize=4096)  # ``promote`` scores the same answers again and again
+def levels_of(heat_map: str) -> np.ndarray:
+    """The levels in the heat map of an answer (base64)."""
+    return maps.read_levels(base64.b64decode(heat_map))
+
+
+def classified(true: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
+    """Accuracy and macro F1 (the mean over the true labels)."""
+    t, p = np.array(true), np.array(predicted)
+    f1 = [2 * np.sum((t == label) & (p == label)) / (np.sum(t == label) + np.sum(p == label)) for label in np.unique(t)]
+    return {"accuracy": float(np.mean(t == p)), "macro_f1": float(np.mean(f1))}
+
+
+@hookimpl
+def baseline(config: Config, train: Sequence[Row], test: Sequence[Row]) -> Baseline | None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    held_out = np.stack([histogram(row["image"]) for row in test])
+    if config.model.task == "classify":
+        method = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+        method.fit(np.stack([histogram(row["image"]) for row in train]), [row["label"] for row in train])
+        return Baseline("grey histogram + logistic regression", classified([row["label"] for row in test], list(method.predict(held_out))))
+    bad = np.array([defective(config, row) for row in test])
+    if bad.all() or not bad.any():
+        return None
+    known = np.stack([histogram(row["image"]) for row in good_rows(config, train)])
+    distance = np.array([np.abs(known - one).sum(1).min() for one in held_out])
+    return Baseline("grey histogram, distance to the nearest good part", {"image_auroc": maps.auroc(distance[bad], distance[~bad])})
+
+
+def histogram(image: images.ImageValue) -> np.ndarray:
+    """Shares of 32 grey levels: ``[32]``."""
+    grey = images.to_grey(images.read_image(image)) >> 3
+    return np.bincount(grey.ravel(), minlength=32) / grey.size
+
+
+@hookimpl
+def report(config: Config, rows: Sequence[Row], answers: Sequence[Mapping[str, Any]]) -> Sequence[Figure]:
+    figures = []
+    if config.model.task == "classify":
+        true, predicted = [row["label"] for row in rows], [answer["defect"] for answer in answers]
+        figures.append(Figure("Confusion matrix / 混淆矩阵", charts.confusion_matrix(true, predicted)))
+    else:
+        kinds: dict[str, list[bool]] = {}
+        for row, answer in zip(rows, answers, strict=True):
+            kinds.setdefault(row.get("label") or config.data.good, []).append(answer["is_defect"])
+        shares = {kind: float(np.mean(alarms)) for kind, alarms in sorted(kinds.items())}
+        figures.append(Figure("Share of parts called defective, by kind / 各类被判为缺陷的比例", charts.bars(shares)))
+    # The strongest of each kind in turn, so that no kind fills the page.
+    order = sorted(range(len(rows)), key=lambda index: -answers[index]["score"])
+    ranks: dict[str, int] = {}
+    rank = {index: ranks.setdefault(str(rows[index].get("label")), 0) or 0 for index in order}
+    for index in order:
+        kind = str(rows[index].get("label"))
+        rank[index], ranks[kind] = ranks[kind], ranks[kind] + 1
+    shown = sorted(order, key=lambda index: rank[index])[:24]
+    level = [levels_of(answers[index]["heat_map"]) for index in shown]
+    pictures = [images.resize(images.read_image(rows[index]["image"]), *one.shape) for index, one in zip(shown, level, strict=True)]
+    captions = [f"{rows[index].get('label') or '?'} {answers[index]['score']:.2f}" for index in shown]
+    figures.append(Figure("Heat maps / 热力图", charts.heat_maps(pictures, [one.astype(np.float32) for one in level], captions)))
+    return figures
+
+
+@hookimpl
+def traits(config: Config) -> Traits:
+    preload = () if config.model.pretrained == "none" else ("torchvision.models",)
+    return Traits(max_batch_size=16, preload=preload, tolerance=1e-3)
