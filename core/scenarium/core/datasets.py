@@ -35,6 +35,8 @@ class Part:
     origin: Origin
     licence: str
     rows: list[Row]
+    read: int
+    """Records there were, those without a required value too."""
     root: str = ""
     """The user's path or URL; empty for a default source."""
     local: Path | None = None
@@ -78,8 +80,9 @@ def assemble(scenario: Scenario, progress: Progress, findings: Findings) -> Prep
     config, fields = scenario.config.data, scenario.hook.fields(config=scenario.config)
     parts = gather(scenario, fields, progress, findings)
     findings.raise_errors()
-    rows = [{**row, "_part": number} for number, part in enumerate(parts) for row in part.rows]
-    read = len(rows)
+    # The user's files belong to one publisher; each default source has its own.
+    rows = [{**row, "_part": 0 if config.path else number} for number, part in enumerate(parts) for row in part.rows]
+    read = sum(part.read for part in parts)
     rows = _fit_rule(rows, config, findings)
     if config.limit and len(rows) > config.limit:
         rows = _limited(rows, config)
@@ -148,7 +151,7 @@ def _user_part(url: str, split: SplitName | None, scenario: Scenario, fields: Fi
     images = [Path(row[key]) for key, spec in fields.items() if spec.kind in ("image", "mask") for row in rows if isinstance(row.get(key), str)]
     root = url if "://" in url else str(local.resolve())
     files = list(dict.fromkeys([*table.files, *images]))
-    return Part(Path(url).name or url, "real", "the user's own", rows, root, local, files, table.columns, match.columns)
+    return Part(Path(url).name or url, "real", "the user's own", rows, len(table.records), root, local, files, table.columns, match.columns)
 
 
 def _source_part(source: Source, fields: Fields, config: DataConfig, progress: Progress, findings: Findings) -> Part:
@@ -161,7 +164,7 @@ def _source_part(source: Source, fields: Fields, config: DataConfig, progress: P
     _, extra = splits.parse_rule(config.split, [*table.columns, *fields])
     rows = mapping.to_rows(table, fields, match.columns, config.map_label, extra, findings)
     pinned = [{"type": type(file).__name__, **asdict(file)} for file in source.files]
-    return Part(source.name, source.origin, source.licence, rows, columns=table.columns, map=match.columns, pinned=pinned)
+    return Part(source.name, source.origin, source.licence, rows, len(records), columns=table.columns, map=match.columns, pinned=pinned)
 
 
 def combined_origin(origins: Sequence[Origin]) -> Origin:
@@ -223,7 +226,7 @@ def drop_unusable_images(rows: list[Row], fields: Fields, findings: Findings) ->
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a row is, as hashes: ``content`` (what a model is shown), ``target`` (labels and entities), ``rest``."""
+    """What a row is: the hash of its ``content`` (what a model is shown), its ``target`` (labels and entities), the ``rest``."""
 
     content: str
     target: str
@@ -242,7 +245,7 @@ def identify(rows: Sequence[Row], fields: Fields) -> list[Identity]:
         if fields[name].kind in ("image", "mask"):
             if isinstance(value, str):
                 return hashes[value]
-            raw = value if isinstance(value, bytes) else value.tobytes() if value is not None else b""
+            raw: bytes = value if isinstance(value, bytes) else value.tobytes() if value is not None else b""
             return hashlib.sha256(raw).hexdigest()
         if fields[name].kind == "text":
             return splits.normal(str(value)) if value is not None else ""
@@ -252,7 +255,11 @@ def identify(rows: Sequence[Row], fields: Fields) -> list[Identity]:
     targets = [name for name, spec in fields.items() if spec.kind in ("label", "entities")] if shown else []
     shown = shown or list(fields)
     rest = [name for name in fields if name not in shown and name not in targets]
-    return [Identity(*(splits.digest(*(cell(row, name) for name in names)) for names in (shown, targets, rest))) for row in rows]
+
+    def join(row: Row, names: Sequence[str]) -> str:
+        return "\x1f".join([cell(row, name) for name in names])
+
+    return [Identity(splits.digest(join(row, shown)), join(row, targets), join(row, rest)) for row in rows]
 
 
 def drop_duplicates(rows: list[Row], identities: list[Identity], findings: Findings) -> tuple[list[Row], list[Identity]]:
@@ -290,12 +297,14 @@ def _split_key(row: Row, identity: Identity, fields: Fields) -> str:
 
 
 def classes_of(row: Row, fields: Fields) -> list[str]:
-    """The classes that a row is an example of: its first label, and the labels of its entities."""
-    label = next((str(row[name]) for name, spec in fields.items() if spec.kind == "label" and row.get(name) is not None), None)
-    found = [label] if label is not None else []
+    """The classes that a row is an example of: its labels, and the labels of its entities."""
+    found: list[str] = []
     for name, spec in fields.items():
-        if spec.kind == "entities":
-            found += sorted({str(entity["label"]) for entity in row.get(name) or []})
+        value = row.get(name)
+        if spec.kind == "label" and value is not None:
+            found.append(str(value))
+        elif spec.kind == "entities":
+            found += sorted({str(entity["label"]) for entity in value or ()})
     return found
 
 

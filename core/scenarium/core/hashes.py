@@ -46,7 +46,7 @@ class HashMemory:
         if not paths:
             return []
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        names = [str(path.resolve()) for path in paths]
+        names = [os.path.abspath(path) for path in paths]
         stats = [os.stat(name) for name in names]
         keys = [(s.st_size, s.st_mtime_ns, s.st_ino) for s in stats]
         connection = sqlite3.connect(self.path, timeout=30)

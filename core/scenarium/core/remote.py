@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from scenarium.core.cache import Cache
 from scenarium.core.errors import ScenariumError
+from scenarium.core.hashes import sha256
 from scenarium.core.progress import Progress
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _attempt(client: httpx.Client, url: str, part: Path, tag: Path, progress: Pr
         progress.start(f"fetching {PurePosixPath(urlsplit(url).path).name or url}", total)
         progress.advance(have)
         with part.open("ab" if have else "wb") as file:
-            for chunk in response.iter_bytes(1 << 16):
+            for chunk in response.iter_raw():
                 file.write(chunk)
                 progress.advance(len(chunk))
         progress.finish()
@@ -99,8 +100,13 @@ def _key(*parts: str) -> str:
 
 
 def hub_file(file: HubFile, cache: Cache, progress: Progress) -> Path:
-    """The local path of one hub file. Not yet checked against its hash."""
+    """The local path of one hub file, checked against its hash where it is pinned."""
     return _hf_file(file, progress) if file.hub == "hf" else _ms_file(file, cache, progress)
+
+
+def _check(path: Path, file: HubFile) -> None:
+    if file.sha256 and (found := sha256(path)) != file.sha256:
+        raise ScenariumError("SCN-2011", what=f"{file.hub}://{file.repo}/{file.file}", expected=file.sha256, found=found)
 
 
 def hub_dataset(data: HubDataset, cache: Cache, progress: Progress) -> Path:
@@ -161,9 +167,11 @@ def _hf_file(file: HubFile, progress: Progress) -> Path:
     # The endpoint is passed since the library reads HF_ENDPOINT only when it is imported.
     endpoint = os.environ.get("HF_ENDPOINT") or None
     try:
-        return Path(library.hf_hub_download(file.repo, file.file, repo_type=file.kind, revision=file.revision or None, endpoint=endpoint))
+        path = Path(library.hf_hub_download(file.repo, file.file, repo_type=file.kind, revision=file.revision or None, endpoint=endpoint))
     except Exception as fault:  # the library raises its own, httpx's and OSError's; each means that the file is not here
         raise _hf_fault(file.repo, fault) from fault
+    _check(path, file)
+    return path
 
 
 def _hf_dataset(data: HubDataset, progress: Progress) -> Path:
@@ -197,10 +205,14 @@ def _ms_headers() -> dict[str, str]:
 def _ms_file(file: HubFile, cache: Cache, progress: Progress) -> Path:
     revision = file.revision or "master"
     url = f"{_ms_endpoint()}/api/v1/{file.kind}s/{file.repo}/repo?Revision={quote(revision, safe='')}&FilePath={quote(file.file, safe='')}"
-    key = _key("ms", file.kind, file.repo, revision, file.file)
+    key = _key("ms", file.kind, file.repo, revision, file.file, file.sha256)
     name = safe_path(file.file).name
-    entry = cache.get(key, lambda folder: download(url, cache.parts / key, folder / name, progress, _ms_headers()))
-    return entry / name
+
+    def fill(folder: Path) -> None:
+        download(url, cache.parts / key, folder / name, progress, _ms_headers())
+        _check(folder / name, file)
+
+    return cache.get(key, fill) / name
 
 
 def _ms_list(data: HubDataset) -> list[str]:

@@ -97,11 +97,7 @@ def fetch(file: Fetchable, progress: Progress | None = None, cache: Cache | None
     if isinstance(file, HubDataset):
         return remote.hub_dataset(file, cache, progress)
     if isinstance(file, HubFile):
-        path = remote.hub_file(file, cache, progress)
-        if file.sha256 and (found := sha256(path)) != file.sha256:
-            path.unlink()  # else the wrong bytes would be found again
-            raise ScenariumError("SCN-2011", file=path, what=f"{file.hub}://{file.repo}/{file.file}", expected=file.sha256, found=found)
-        return path
+        return remote.hub_file(file, cache, progress)
 
     def fill(folder: Path) -> None:
         found = _extract(file, folder, cache, progress)

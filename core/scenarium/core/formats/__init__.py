@@ -17,8 +17,6 @@ from scenarium.core.types import Field
 TABLES = {".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet", ".pq", ".npz"}
 TAGGED = {".conll", ".bio", ".iob", ".iob2", ".bioes", ".bmes", ".ner"}
 PLAIN = {".txt", ".text", ".md"}
-LABEL_FILES = ("labels", "metadata", "annotations")
-"""A table of this name beside images names and labels them (``metadata`` is the hub's habit)."""
 
 
 @dataclass
@@ -77,11 +75,11 @@ def _file(path: Path, kinds: set[str], findings: Findings, encoding: str | None,
 
 
 def _folder(root: Path, kinds: set[str], findings: Findings, encoding: str | None) -> tuple[list[Record], list[Path]]:
-    names = sorted(p for p in root.iterdir() if p.is_file() and not p.name.startswith("."))
-    table = next((p for p in names if p.name.partition(".")[0] in LABEL_FILES and suffix(p) in TABLES), None)
-    if table and "image" in kinds:
-        return list(_file(table, kinds, findings, encoding)), [table]
     if "image" in kinds:
+        beside = sorted(p for p in root.iterdir() if p.is_file() and suffix(p) in TABLES)
+        listed = [(path, records) for path in beside if _names_images(records := list(_file(path, kinds, findings, encoding)), root)]
+        if listed:
+            return [_with_split(record, path, root) for path, records in listed for record in records], [path for path, _ in listed]
         records = list(images.read_folder(root))
         if records:
             return records, []
@@ -91,16 +89,25 @@ def _folder(root: Path, kinds: set[str], findings: Findings, encoding: str | Non
         raise ScenariumError("SCN-2004", file=root, reason="the folder holds no file of a known format" + (" and no images" if "image" in kinds else ""))
     records = []
     for path in found or texts:
-        split = _split_of(path, root)
         # A folder of texts holds a document a file; its sub-folder, if any, is the label.
         label = path.parent.name if texts and path.parent != root and path.parent.name.lower() not in images.SPLITS else None
         for record in _file(path, kinds, findings, encoding, whole=bool(texts)):
-            if split:
-                record.setdefault("_split", split)
             if label:
                 record.setdefault("label", label)
-            records.append(record)
+            records.append(_with_split(record, path, root))
     return records, found or texts
+
+
+def _names_images(records: list[Record], root: Path) -> bool:
+    """Whether a table beside images is about them: a cell of its first row is the path of one."""
+    first = records[0] if records else {}
+    cells = [value for key, value in first.items() if isinstance(value, str) and not key.startswith("_")]
+    return any(Path(cell).suffix.lower() in images.ENDINGS and (root / cell).is_file() for cell in cells)
+
+
+def _with_split(record: Record, path: Path, root: Path) -> Record:
+    split = _split_of(path, root)
+    return {"_split": split, **record} if split else record
 
 
 def _walk(root: Path) -> Iterator[Path]:

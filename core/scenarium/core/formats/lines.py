@@ -49,7 +49,8 @@ def read_lines(path: Path, findings: Findings, encoding: str | None = None) -> I
             found = encoding or _wide(head)
             file.seek(0)
             if found:
-                yield from io.TextIOWrapper(file, encoding=found, newline="")
+                with io.TextIOWrapper(file, encoding=found, newline="") as reader:
+                    yield from reader
             else:
                 yield from _mixed(path, file, findings)
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as fault:
@@ -66,22 +67,35 @@ def _wide(head: bytes) -> str | None:
     for mark, name in MARKS:
         if head.startswith(mark):
             return name
-    half = max(1, len(head) // 2)
-    if head[1::2].count(0) > 0.4 * half:
-        return "utf-16-le"
-    if head[::2].count(0) > 0.4 * half:
-        return "utf-16-be"
-    return None
+    # Text in an ASCII superset holds no zero byte; in UTF-16 every comma, digit and line end has one, at odd places where the low
+    # byte comes first.
+    odd, even = head[1::2].count(0), head[::2].count(0)
+    if 100 * (odd + even) < len(head) or odd == even:
+        return None
+    return "utf-16-le" if odd > even else "utf-16-be"
 
 
 def _mixed(path: Path, file: IO[bytes], findings: Findings) -> Iterator[str]:
+    chinese = False
     for number, raw in enumerate(file, 1):
         try:
-            yield raw.decode("utf-8")
+            text = raw.decode("utf-8")
+            # In GB 2312 the two bytes of 诈 and of 骗 are valid UTF-8 too, though of other letters: the lines before tell which it is.
+            if not (chinese and _two_byte_letters(text)):
+                yield text
+                continue
         except UnicodeDecodeError:
-            text, name = _legacy(raw)
-            findings.add("repair", "SCN-2101", file=path, line=number, kind=name, encoding=name)
-            yield text
+            pass
+        text, name = _legacy(raw)
+        chinese = chinese or name == "GB18030"
+        findings.add("repair", "SCN-2101", file=path, line=number, kind=name, encoding=name)
+        yield text
+
+
+def _two_byte_letters(text: str) -> bool:
+    """Whether all that is not ASCII took two bytes of UTF-8, and there is such a letter."""
+    wide = [sign for sign in text if sign >= "\x80"]
+    return bool(wide) and max(wide) < "\u0800"
 
 
 def _legacy(raw: bytes) -> tuple[str, str]:

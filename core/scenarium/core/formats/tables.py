@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 import sys
@@ -12,10 +13,14 @@ from typing import Any, TypeAlias
 
 from scenarium.core.errors import ScenariumError
 from scenarium.core.findings import Findings
-from scenarium.core.formats.lines import read_lines
+from scenarium.core.formats.lines import read_lines, suffix
 
 Record: TypeAlias = dict[str, Any]
 """Column to value as the file has it, with ``_file`` (str) and ``_line`` (int, from 1; None where there are no lines)."""
+
+
+WRAPPERS = ("data", "rows", "records", "items", "examples", "samples")
+"""Names under which one JSON object holds a list of records."""
 
 
 def read_csv(path: Path, findings: Findings, encoding: str | None, separator: str | None) -> Iterator[Record]:
@@ -27,7 +32,7 @@ def read_csv(path: Path, findings: Findings, encoding: str | None, separator: st
     separator = separator or max(",;\t|，", key=first.count)
     # Long documents exceed the module's 128 KB; the limit is process-wide, so it is only ever raised.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.reader(_chain(first, lines), delimiter=separator)
+    reader = csv.reader(itertools.chain([first], lines), delimiter=separator)
     header: list[str] = []
     line = skipped
     try:
@@ -60,11 +65,6 @@ def _first(lines: Iterator[str]) -> tuple[str, int]:
     return "", 0
 
 
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
-
-
 def _header(cells: list[str]) -> list[str]:
     names: list[str] = []
     for index, cell in enumerate(cells):
@@ -74,15 +74,18 @@ def _header(cells: list[str]) -> list[str]:
 
 
 def read_json(path: Path, findings: Findings, encoding: str | None) -> Iterator[Record]:
-    """Records of JSON lines, of one JSON array, or of an object with one list of records."""
+    """Records of JSON lines, of one JSON array, or of an object that holds them under a usual name (``WRAPPERS``)."""
     lines = read_lines(path, findings, encoding)
     first, skipped = _first(lines)
     if not first:
         return
-    if first.lstrip().startswith("{") and _parses(first):
-        yield from _json_lines(path, _chain(first, lines), skipped)
+    second, blank = _first(lines)
+    lines = itertools.chain([first, *["\n"] * blank, second], lines)
+    # One object on a line of its own is one record, unless the file is a single line: that may be a wrapper of all records.
+    if first.lstrip().startswith("{") and _parses(first) and (second or suffix(path) != ".json"):
+        yield from _json_lines(path, lines, skipped)
         return
-    text = "".join(_chain(first, lines))
+    text = "".join(lines)
     try:
         value = json.loads(text)
     except ValueError as fault:
@@ -90,8 +93,7 @@ def read_json(path: Path, findings: Findings, encoding: str | None) -> Iterator[
         raise ScenariumError("SCN-2006", file=path, line=line, reason=f"not JSON: {fault}", reason_zh=f"不是有效的 JSON：{fault}") from None
     starts = [skipped + start for start in _starts(text)] if isinstance(value, list) else None
     if isinstance(value, dict):
-        lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
-        value = lists[0] if len(lists) == 1 else [value]
+        value = next((value[name] for name in WRAPPERS if isinstance(value.get(name), list)), [value])
     for index, record in enumerate(value):
         yield _record(record, path, starts[index] if starts else None)
 
