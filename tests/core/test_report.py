@@ -1,0 +1,140 @@
+"""The report holds what it must, shows Chinese without an installed font, and runs nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import warnings
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from scenarium.core import charts, fonts, report
+from scenarium.core.manifest import Manifest, PluginRef
+from scenarium.core.types import Baseline, Figure, Metric
+
+font_tools = pytest.importorskip("fontTools.ttLib")
+pytest.importorskip("matplotlib")
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.words, self.tags, self.links = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href") and value]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def manifest(**changes) -> Manifest:
+    ref = PluginRef(name="toy", distribution="scenarium-toy", version="0.1.0", loadable=">=0.1")
+    values = {
+        "scenario": "line7",
+        "created": datetime(2026, 11, 24, tzinfo=UTC),
+        "plugin": ref,
+        "config": {"train": {"lr": 0.003, "epochs": 7}, "data": {"map": {"text": "内容"}}},
+        "request_schema": {},
+        "response_schema": {},
+        "sample": {},
+        "metric": Metric("f1", floor=0.5),
+        "metrics": {"f1": 0.91234, "accuracy": 0.95},
+        "baseline": Baseline("majority class", {"f1": 0.25}),
+        "data": {"rows": 120, "sha256": "ab" * 32, "files": [{"path": "诈骗.csv", "sha256": "cd" * 32, "rows": 120}]},
+        "data_origin": "real parts, generated",
+        "packages": {"torch": "2.14.1"},
+        "python": "3.11.7",
+        "card": {"en": "# Card\n\nFor *tests* <script>alert(1)</script>", "zh": "# 模型卡\n\n| 语言 |\n| --- |\n| 中文 |"},
+    }
+    return Manifest(**{**values, **changes})
+
+
+CURVES = {"loss": [(1, 2.0), (2, 1.0)], "val_loss": [(2, 1.1)], "lr": [(1, 0.0), (2, 0.1)], "samples_per_s": [(1, 100.0), (2, 120.0)]}
+
+
+def write(tmp_path, found: Manifest, curves=CURVES, figures=()) -> str:
+    path = tmp_path / "report.html"
+    report.write(path, found, curves, figures)
+    return path.read_text(encoding="utf8")
+
+
+def test_it_holds_what_it_must(tmp_path):
+    text = write(tmp_path, manifest(), figures=[Figure("Confusion <matrix>", charts.confusion_matrix(["a", "b"], ["a", "a"]))])
+    words = " ".join(Page(text).words)
+    for wanted in (
+        "line7", "2026-11-24", "real parts, generated", "0.9123", "majority class", "0.25", "f1", "higher is better", "0.5", "Confusion <matrix>",
+        "train.lr", "0.003", "data.map.text", "内容", "ab" * 32, "诈骗.csv", "cd" * 32, "scenarium-toy", "2.14.1", "3.11.7", "Card", "模型卡",
+        "留出集指标", "训练过程",
+    ):  # fmt: skip
+        assert wanted in words, wanted
+    assert Page(text).tags.count("svg") == 4, "loss, rate, speed, and the domain's own"
+
+
+def test_it_needs_nothing_else_and_runs_nothing(tmp_path):
+    images = [np.zeros((8, 8), np.uint8)]
+    figures = [Figure("parts", charts.image_grid(images, ["<b>x</b>"])), Figure("heat", charts.heat_maps(images, [np.eye(8)]))]
+    page = Page(write(tmp_path, manifest(scenario="<img src=x onerror=alert(1)>"), figures=figures))
+    assert "script" not in page.tags
+    assert page.tags.count("img") == 2
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+
+
+def test_a_training_without_curves_or_baseline(tmp_path):
+    text = write(tmp_path, manifest(baseline=None, metric=Metric("mae", higher_is_better=False), metrics={"mae": 1.0}, card={}), curves={})
+    assert "lower is better" in text
+    assert "Training /" not in text
+    assert "baseline" not in text
+
+
+@pytest.mark.skipif(fonts.chinese() is None, reason="no Chinese font is installed: pip install 'scenarium[chinese]'")
+def test_chinese_glyphs_are_embedded(tmp_path):
+    text = write(tmp_path, manifest())
+    found = re.search(r"url\(data:font/woff;base64,([^)]+)\)", text)
+    assert found is not None
+    with font_tools.TTFont(io.BytesIO(base64.b64decode(found[1]))) as font:
+        drawn = font.getBestCmap()
+    body = text.partition("</style>")[2]
+    wanted = {ord(character) for character in body if "\u4e00" <= character <= "\u9fff"}
+    assert len(wanted) > 20
+    assert wanted <= drawn.keys()
+    assert len(text) < 400_000
+
+
+@pytest.mark.skipif(fonts.chinese() is None, reason="no Chinese font is installed: pip install 'scenarium[chinese]'")
+def test_chinese_in_plots_is_drawn_as_paths():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = charts.confusion_matrix(["诈骗", "正常", "诈骗"], ["诈骗", "正常", "正常"])
+    assert "<text" not in drawn
+    assert "<path" in drawn
+
+
+def test_without_a_chinese_font_the_browser_draws_the_text(monkeypatch):
+    monkeypatch.setattr(fonts, "chinese", lambda: None)
+    monkeypatch.setattr(fonts, "families", lambda: ["DejaVu Sans"])
+    assert "诈骗" in charts.bars({"诈骗": 1.0})
+    assert fonts.subset("诈骗") is None
+
+
+def test_latin_text_needs_no_font():
+    assert fonts.subset("only latin") is None
+
+
+def test_charts_say_what_they_show():
+    fan = charts.forecast_fan([1.0, 2.0], {0.1: [2.0, 2.0], 0.5: [3.0, 3.0], 0.9: [4.0, 5.0]}, [3.0, 4.0], title="close")
+    assert fan.startswith("<svg")
+    assert charts.precision_recall_curve([True, False, True], {"model": [0.9, 0.1, 0.8]}).startswith("<svg")
+    assert charts.lines({"loss": [(0, 1.0), (1, 0.1)]}, log=True) == charts.lines({"loss": [(0, 1.0), (1, 0.1)]}, log=True)
+    entities = charts.entity_table([("a <b> c", [{"start": 2, "end": 5, "label": "TAG"}], [])])
+    assert "&lt;b&gt;<sub>TAG</sub></mark> c" in entities
+    assert charts.metrics_table({"a": {"f1": 0.5}, "b": {"mae": 1.0}}).count("<tr>") == 3
+    assert "&lt;x&gt;" in charts.table(["h"], [["<x>"]])
+    many = [str(index % 40) for index in range(100)]
+    assert "not shown" in charts.confusion_matrix(many, many)
