@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scenarium.core.config import SHARED, GatewayConfig, ScenarioConfig, check_shared, explain
+from scenarium.core.config import SHARED, GatewayConfig, ScenarioConfig, TrainConfig, check_shared, explain
 from scenarium.core.errors import ScenariumError, SeveralErrors
 from scenarium.core.settings import Settings, nearest_name, setting_names
 
@@ -170,3 +170,11 @@ def test_the_example_file_at_the_root_is_valid(clean: Path) -> None:
     for name in settings.scenarios():
         if registry.names().get(name) in registry.plugins:
             assert registry.scenario(name).config
+
+
+def test_a_users_table_keeps_the_plugins_other_defaults() -> None:
+    class Config(ScenarioConfig):
+        train: TrainConfig = TrainConfig(epochs=8, batch_size=7)
+
+    config = Config.model_validate({"train": {"lr": 0.5}})
+    assert (config.train.lr, config.train.epochs, config.train.batch_size) == (0.5, 8, 7)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scenarium.core.settings import Origin as Origin
 from scenarium.core.settings import Settings as Settings
@@ -19,6 +19,16 @@ class Section(BaseModel):
     """A table of settings. Unknown keys are refused; each field is documented by the string below it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_the_holders_defaults(cls, values: Any) -> Any:
+        """``train: TrainConfig = TrainConfig(epochs=8)`` stays at 8 epochs where the user's table sets ``train.lr`` alone."""
+        if isinstance(values, dict):
+            held = {name: info.default for name, info in cls.model_fields.items() if isinstance(info.default, Section)}
+            filled = {name: {**default.model_dump(), **values[name]} for name, default in held.items() if isinstance(values.get(name), dict)}
+            return {**values, **filled}
+        return values
 
 
 class DataConfig(Section):
