@@ -299,3 +299,9 @@ def test_truncated_and_false_images_are_found(tmp_path: Path) -> None:
     found = images.unusable([str(whole), str(tmp_path / "b.jpg"), str(tmp_path / "c.png"), whole.read_bytes(), b"x"])
     assert sorted(found) == [1, 2, 4]
     assert "truncated" in found[1].lower()
+
+
+def test_a_gbk_word_that_is_valid_utf8_is_read_as_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "calls.csv"
+    path.write_bytes("内容,标签\nYou won a prize,诈骗\nsee you,正常\n".encode("gbk"))
+    assert [record["标签"] for record in read(path)[0]] == ["诈骗", "正常"]
