@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
-from starlette.routing import Route
+from starlette.applications import Starlette
+from starlette.routing import Mount, Route
 
 from scenarium.core.config import GatewayConfig, ServeConfig
 from scenarium.core.errors import ScenariumError
@@ -35,6 +35,7 @@ class Gateway:
         self.store = store
         self.config = config
         self.services: dict[str, Service] = {}
+        self.drain_s = config.drain_s
         self.started = False
         self.draining = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -68,12 +69,18 @@ class Gateway:
         self._spawn(self._poll())
         self.started = True
 
+    def hurry(self) -> None:
+        """Wait for nothing any more: whatever is open ends now with an error."""
+        self.drain_s = 0.0
+        for service in self.services.values():
+            service.batcher.stop()
+
     async def stop(self) -> None:
         """Finish what is open, then end every worker and zygote."""
         self.draining = True
         for task in list(self._tasks):
             task.cancel()
-        await asyncio.gather(*(service.close(self.config.drain_s) for service in self.services.values()))
+        await asyncio.gather(*(service.close(self.drain_s) for service in self.services.values()))
         await self.nursery.close()
 
     def _service(self, name: str, plugin: str) -> Service:
@@ -133,19 +140,21 @@ def cores() -> int:
     return count
 
 
-def create_app(registry: Registry, store: Store, config: GatewayConfig | None = None) -> FastAPI:
-    """The ASGI app of one gateway. Its lifespan starts and ends the workers."""
+def create_app(registry: Registry, store: Store, config: GatewayConfig | None = None) -> Starlette:
+    """The ASGI app of one gateway; its lifespan starts and ends the workers.
+
+    The hot routes stand on a plain Starlette app, since FastAPI wraps each request (dependencies, exit stacks, telemetry); what
+    describes the gateway is a FastAPI app behind them.
+    """
     gateway = Gateway(registry, store, config or GatewayConfig())
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await gateway.start()
         yield
         await gateway.stop()
 
-    app = FastAPI(title="Scenarium", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
+    hot = [Route(f"/scenarios/{{name}}/{path}", endpoint(gateway)) for path, endpoint in (("predict", Predict), ("predict/batch", Bulk), ("stream", Stream))]
+    app = Starlette(routes=[*hot, Mount("/", cold.create_app(gateway))], lifespan=lifespan, exception_handlers={Exception: cold.crashed})
     app.state.gateway = gateway
-    for path, endpoint in (("predict", Predict), ("predict/batch", Bulk), ("stream", Stream)):
-        app.router.routes.append(Route(f"/scenarios/{{name}}/{path}", endpoint(gateway), methods=["POST"]))
-    cold.add_routes(app, gateway)
     return app

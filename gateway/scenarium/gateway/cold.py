@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import traceback
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from scenarium.core.errors import ScenariumError
-from scenarium.gateway import openapi, problems
+from scenarium.gateway import logs, openapi, problems
 from scenarium.gateway.metrics import GatewayCollector
 from scenarium.gateway.predict import Call
 
@@ -46,21 +48,32 @@ SwaggerUIBundle({{url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true,
 """
 
 
-def add_routes(app: FastAPI, gateway: Gateway) -> None:
-    """Join the routes and the errors' handlers to ``app``."""
+def create_app(gateway: Gateway) -> FastAPI:
+    """The app of these routes, and of everything that is not there."""
+    handlers: Any = {ScenariumError: _known, HTTPException: _http, Exception: crashed}
+    # Its own OpenAPI would describe only these routes; its telemetry would answer to variables that are meant for others.
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, exception_handlers=handlers)
     _add_health(app, gateway)
     _add_scenarios(app, gateway)
     _add_docs(app, gateway)
+    return app
 
-    @app.exception_handler(ScenariumError)
-    async def known(request: Request, error: ScenariumError) -> Response:
-        return _problem(request, error)
 
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 405:
-            return _problem(request, ScenariumError("SCN-4016", method=request.method, path=request.url.path), dict(error.headers or {}))
-        return _problem(request, ScenariumError("SCN-4015", path=request.url.path))
+async def _known(request: Request, error: ScenariumError) -> Response:
+    return _problem(request, error)
+
+
+async def _http(request: Request, error: HTTPException) -> Response:
+    if error.status_code == 405:
+        return _problem(request, ScenariumError("SCN-4016", method=request.method, path=request.url.path), dict(error.headers or {}))
+    return _problem(request, ScenariumError("SCN-4015", path=request.url.path))
+
+
+async def crashed(request: Request, fault: Exception) -> Response:
+    """A fault of our own: a 500 with a code, and the traceback in the log."""
+    response = _problem(request, ScenariumError("SCN-4019", reason=f"{type(fault).__name__}: {fault}"))
+    logs.event("error", "gateway_fault", request_id=response.headers["x-request-id"], traceback="".join(traceback.format_exception(fault)))
+    return response
 
 
 def _problem(request: Request, error: ScenariumError, headers: dict[str, str] | None = None) -> Response:
@@ -71,8 +84,6 @@ def _problem(request: Request, error: ScenariumError, headers: dict[str, str] | 
 
 
 def _json(request: Request, value: Any, status: int = 200) -> Response:
-    import json
-
     call = Call(request.scope["headers"])
     content = json.dumps(value, ensure_ascii=False, default=str).encode()
     return Response(content, status, {"x-request-id": call.rid_header.decode("latin-1")}, "application/json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -35,3 +36,20 @@ def event(level: Level, what: str, **values: Any) -> None:
         sys.stderr.flush()
     except (OSError, ValueError):
         pass  # a closed terminal or a full disk must not end a request
+
+
+class _Handler(logging.Handler):
+    """What libraries log, as lines of the same form."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1]:
+            event("error", "log", logger=record.name, message=record.getMessage(), traceback=logging.Formatter().formatException(record.exc_info))
+        else:
+            event("error" if record.levelno >= logging.ERROR else "warning", "log", logger=record.name, message=record.getMessage())
+
+
+def capture() -> None:
+    """Send the warnings and errors of all libraries through ``event``."""
+    root = logging.getLogger()
+    root.handlers[:] = [_Handler()]
+    root.setLevel(logging.WARNING)

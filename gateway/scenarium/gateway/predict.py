@@ -45,7 +45,7 @@ class Call:
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.rid = next(_COUNT)
         self.rid_header = b""
-        self.content_type = "application/json"
+        self.content_type = ""
         self.language = "en"
         self.trace = self.key = ""
         self.length = 0
@@ -141,6 +141,8 @@ async def send_problem(send: Send, error: ScenariumError, call: Call, version: i
         headers.append((b"x-scenarium-version", b"%d" % version))
     if error.status == 503:
         headers.append(RETRY_AFTER)
+    if error.status == 405:
+        headers.append((b"allow", b"POST"))
     if error.status == 413:
         headers.append((b"connection", b"close"))
     await send_body(send, error.status, headers, problems.body(error, call.language))
@@ -163,6 +165,8 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(scope["headers"])
         try:
+            if scope["method"] != "POST":
+                raise ScenariumError("SCN-4016", method=scope["method"], path=scope["path"])
             service = self.gateway.service(scope["path_params"]["name"])
             await self.answer(service, call, receive, send)
         except ScenariumError as error:

@@ -34,13 +34,14 @@ def serve(registry: Registry, store: Store, config: GatewayConfig, beside: Calla
     """
     if beside is None:  # else the caller has chosen
         logs.set_format(config.log_format)
+    logs.capture()
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.create_server((config.host, config.port), family=family, backlog=2048)
     host, port = listener.getsockname()[:2]
     app = create_app(registry, store, config)
     options = uvicorn.Config(
         app,
-        log_config=None,
+        log_config=None,  # uvicorn's own lines go through the root logger
         access_log=False,
         server_header=False,
         lifespan="on",
@@ -52,15 +53,16 @@ def serve(registry: Registry, store: Store, config: GatewayConfig, beside: Calla
     async def main() -> None:
         loop = asyncio.get_running_loop()
 
-        def end() -> None:
-            app.state.gateway.draining = True
-            logs.event("info", "draining")
-            if server.should_exit:
-                server.force_exit = True
-            server.should_exit = True
+        def end(number: int) -> None:
+            if not server.should_exit:
+                app.state.gateway.draining = True
+                server.should_exit = True
+                logs.event("info", "draining")
+            elif number == signal.SIGINT:  # Ctrl-C again: the person does not want to wait
+                app.state.gateway.hurry()
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, end)
+            loop.add_signal_handler(number, end, number)
         shown = f"[{host}]" if ":" in host else host
         logs.event("info", "listening", url=f"http://{shown}:{port}")
         task = asyncio.create_task(beside(app.state.gateway)) if beside else None

@@ -62,7 +62,10 @@ def _loop(control: socket.socket) -> None:
             os.read(awake, 4096)
             _reap(control, children)
         if control.fileno() in ready:
-            message, fds, _, _ = socket.recv_fds(control, 65536, 2)
+            try:
+                message, fds, _, _ = socket.recv_fds(control, 65536, 2)
+            except ConnectionResetError:
+                continue  # it closed before it read all of ours; what it sent last is still to be read
             if not message:
                 _end(children)
                 return

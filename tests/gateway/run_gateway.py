@@ -1,0 +1,18 @@
+"""Starts a gateway over single-file plugins: ``run_gateway.py STORE PLUGINS_JSON SETS_JSON``."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from scenarium.core.config import GatewayConfig
+from scenarium.core.registry import Plugin, Registry
+from scenarium.core.settings import Settings
+from scenarium.core.store import Store
+from scenarium.gateway.server import serve
+
+if __name__ == "__main__":
+    store, plugins, sets = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    settings = Settings.read(environ={"SCENARIUM_STORE": store}, sets=[*sets, "gateway.port=0"])
+    registry = Registry(settings, {name: Plugin(name, target, f"scenarium-{name}", "0.1.0") for name, target in plugins.items()})
+    sys.exit(serve(registry, Store(store), settings.validate(GatewayConfig, ("gateway",), "gateway")))
