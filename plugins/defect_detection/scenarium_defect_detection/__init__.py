@@ -320,20 +320,10 @@ def train(config: Config, data: Data, run: Run) -> bool:
         network = run.scenario.hook.model(config=config, state=run.state)
         fitting.remember(network, good_rows(config, data.train), config.model.size, config.train.seed, run.progress)
         fitting.save(network, weights)
-        export_now(config, network, data, run)
     # Parts that were not trained on, where there are any: those that were score too low.
     unseen = good_rows(config, data.val) or good_rows(config, data.train)
     run.state["threshold"] = fitting.threshold(network, unseen, config.model.size, config.model.false_alarms)
     return True
-
-
-def export_now(config: Config, network: torch.nn.Module, data: Data, run: Run) -> None:
-    """Write the exports, as the shared trainer does after its own training."""
-    hook, state = run.scenario.hook, run.state
-    signature = hook.signature(config=config, state=state)
-    some = good_rows(config, data.train)[:2]
-    batch = {"image": np.stack([to_input(images.read_image(row["image"]), state["size"]) for row in some])}
-    run.exports += hook.export(config=config, model=network.eval(), signature=signature, batch=batch, out=run.out)
 
 
 def to_input(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pydantic
+
 from scenarium.core import (
     Baseline,
     Field,

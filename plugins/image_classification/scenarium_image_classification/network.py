@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from scenarium.training import backbones
 from torch import nn
+
+from scenarium.training import backbones
 
 
 class Classifier(nn.Module):

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
 from scenarium.core.errors import ScenariumError
 from scenarium.core.sources import PackageFile
-from torch import nn
 
 SMALL = "small"
 
@@ -55,7 +56,7 @@ def build(name: str, classes: int, size: int) -> nn.Module:
     options: dict[str, Any] = {"image_size": size} if name.startswith("vit_") else {"input_size": (size, size)} if name == "maxvit_t" else {}
     try:
         network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
-    except ValueError as fault:
+    except (AssertionError, ValueError) as fault:  # torchvision asserts where pictures do not divide into patches
         raise ScenariumError("SCN-3302", name=name, size=size, reason=str(fault)) from None
     return network
 
