@@ -201,6 +201,14 @@ def test_conll_to_offsets_in_english_and_chinese(tmp_path: Path) -> None:
     assert record["entities"] == [{"start": 2, "end": 5, "label": "disease"}]
 
 
+def test_tags_that_are_numbers_and_lines_without_a_tag_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"words": ["high", "fever"], "ner_tags": [0, 3]}')
+    (tmp_path / "b.conll").write_text("high O\nfever\n")
+    for name, place in {"a.jsonl": "a.jsonl:1", "b.conll": "b.conll:2"}.items():
+        _, findings = read(tmp_path / name, TAGGED)
+        assert [(f.severity, f.code, f.places) for f in findings] == [("error", "SCN-2019", [place])]
+
+
 def test_tag_schemes_and_odd_sequences() -> None:
     spans = [(i, i + 1) for i in range(5)]
 

@@ -220,12 +220,14 @@ def test_hugging_face_file_and_data_set(server: Server, cache: Cache, hub_cache:
     assert not (folder / ".gitattributes").exists()
 
 
-def test_an_unreachable_hub_names_the_mirror_setting(cache: Cache, hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ScenariumError, match="HF_ENDPOINT") as caught:
-        remote.local_copy("hf://org/set/train.jsonl", cache, Progress())
-    assert caught.value.code == "SCN-2010"
-    assert "127.0.0.1:9" in str(caught.value)
+def test_a_hub_that_refuses_names_the_mirror_setting(server: Server, cache: Cache, hub_cache: Path) -> None:
+    for url in ("hf://org/none/train.jsonl", "hf://org/none"):
+        with pytest.raises(ScenariumError, match="HF_ENDPOINT") as caught:
+            remote.local_copy(url, cache, Progress())
+        assert caught.value.code == "SCN-2010"
+        assert server.url in str(caught.value)
+    with pytest.raises(ScenariumError, match="MODELSCOPE_ENDPOINT"):
+        remote.local_copy("ms://org/none", cache, Progress())
 
 
 def test_an_fsspec_folder_is_copied_and_copied_again_when_it_changes(cache: Cache) -> None:

@@ -129,8 +129,9 @@ def gather(scenario: Scenario, fields: Fields, progress: Progress, findings: Fin
     if not usable:
         needs = ", ".join(f"{key} ({spec.doc})" for key, spec in fields.items() if spec.required)
         closed = [f"{s.name} ({s.licence})" for s in offered]
-        hint = f" Or accept a licence with --set data.accept_licence: {'; '.join(closed)}." if closed else ""
-        raise ScenariumError("SCN-2002", name=scenario.name, fields=needs, licences=hint)
+        en = f" Or accept a licence with --set data.accept_licence: {'; '.join(closed)}." if closed else ""
+        zh = f"也可用 --set data.accept_licence 接受许可：{'；'.join(closed)}。" if closed else ""
+        raise ScenariumError("SCN-2002", name=scenario.name, fields=needs, licences=en, licences_zh=zh)
     for source in usable:
         progress.note(f"reading source {source.name} ({source.origin}, {source.licence})")
         parts.append(_source_part(source, fields, config, progress, findings))
@@ -238,7 +239,7 @@ def identify(rows: Sequence[Row], fields: Fields) -> list[Identity]:
     it is the whole row, since equal measurements with different outcomes are no mistake."""
     pictures = [name for name, spec in fields.items() if spec.kind in ("image", "mask")]
     paths = list(dict.fromkeys(row[name] for row in rows for name in pictures if isinstance(row.get(name), str)))
-    hashes = dict(zip(paths, HashMemory().many([Path(path) for path in paths]), strict=True))
+    hashes: dict[str, str] = dict(zip(paths, HashMemory().many([Path(path) for path in paths]), strict=True))
 
     def cell(row: Row, name: str) -> str:
         value = row.get(name)
@@ -297,14 +298,17 @@ def _split_key(row: Row, identity: Identity, fields: Fields) -> str:
 
 
 def classes_of(row: Row, fields: Fields) -> list[str]:
-    """The classes that a row is an example of: its labels, and the labels of its entities."""
-    found: list[str] = []
-    for name, spec in fields.items():
-        value = row.get(name)
-        if spec.kind == "label" and value is not None:
-            found.append(str(value))
-        elif spec.kind == "entities":
-            found += sorted({str(entity["label"]) for entity in value or ()})
+    """The classes that a row is an example of: its label, and the labels of its entities.
+
+    Of several label fields that of a usual name (``label``, ``class`` …) tells the class, else the last: tables name their
+    features before the outcome.
+    """
+    labels = [name for name, spec in fields.items() if spec.kind == "label"]
+    name = next((name for name in labels if name in mapping.SYNONYMS["label"]), labels[-1] if labels else "")
+    found = [str(row[name])] if row.get(name) is not None else []
+    for key, spec in fields.items():
+        if spec.kind == "entities":
+            found += sorted({str(entity["label"]) for entity in row.get(key) or ()})
     return found
 
 

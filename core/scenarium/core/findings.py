@@ -72,7 +72,9 @@ class Findings:
             found = self.by_kind[key] = Finding(severity, code, field, values, file=None if file is None else str(file), line=line)
         found.count += count
         if file is not None and len(found.places) < SHOWN:
-            found.places.append(f"{Path(str(file)).name}:{line}" if line else Path(str(file)).name)
+            place = Path(str(file)).name + (f":{line}" if line else "")
+            if place not in found.places:
+                found.places.append(place)
 
     def __iter__(self) -> Iterator[Finding]:
         order = {"error": 0, "warning": 1, "repair": 2}

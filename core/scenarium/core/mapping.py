@@ -58,7 +58,7 @@ def match_columns(table: Table, fields: Mapping[str, Field], wanted: Mapping[str
     Raises:
         ScenariumError: SCN-2014 (``--map`` names no field), SCN-2005 (no column for a required field, or no such column).
     """
-    unknown = next((key for key in wanted if key not in fields and key != "tokens" and key != "tags"), None)
+    unknown = next((key for key in wanted if key not in fields), None)
     if unknown is not None:
         raise ScenariumError("SCN-2014", field=unknown, name=name, fields=", ".join(fields))
     columns, guessed = {}, {}
@@ -150,7 +150,7 @@ def _row(
             findings.add("error", "SCN-2018", record, field=key, value=str(raw))
             return None
         except entities.EntityError as fault:
-            findings.add("error", "SCN-2019", record, field=key, reason=fault.reason)
+            findings.add("error", "SCN-2019", record, field=key, reason=fault.reason, reason_zh=fault.reason_zh)
             return None
         except (ValueError, OverflowError, TypeError):
             severity: Severity = "error" if fields[key].required else "repair"

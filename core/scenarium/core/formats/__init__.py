@@ -45,9 +45,8 @@ def read(path: Path, fields: Mapping[str, Field], findings: Findings, encoding: 
         records, files = _folder(path, kinds, findings, encoding)
     else:
         records, files = list(_file(path, kinds, findings, encoding)), [path]
-    if "entities" in kinds and records and all("tokens" in r and "tags" in r for r in records[:20]):
-        characters = entities.are_characters(records)
-        records = [entities.of_tokens(record, findings, characters) for record in records]
+    if "entities" in kinds and records:
+        records = entities.untag(records, findings)
     if not records:
         findings.raise_errors()
         raise ScenariumError("SCN-2003", file=path)
@@ -70,8 +69,8 @@ def _file(path: Path, kinds: set[str], findings: Findings, encoding: str | None,
         return tables.read_text(path, findings, encoding, whole=whole)
     if kind in images.ENDINGS:
         return iter([{"image": str(path), "_file": str(path), "_line": None}])
-    reason = f"the ending is {kind!r}" if kind else "the name has no ending"
-    raise ScenariumError("SCN-2004", file=path, reason=reason)
+    en, zh = (f"the ending is {kind!r}", f"扩展名为 {kind!r}") if kind else ("the name has no ending", "文件名没有扩展名")
+    raise ScenariumError("SCN-2004", file=path, reason=en, reason_zh=zh)
 
 
 def _folder(root: Path, kinds: set[str], findings: Findings, encoding: str | None) -> tuple[list[Record], list[Path]]:
@@ -86,7 +85,10 @@ def _folder(root: Path, kinds: set[str], findings: Findings, encoding: str | Non
     found = [p for p in _walk(root) if suffix(p) in TABLES | TAGGED]
     texts = [] if found else [p for p in _walk(root) if suffix(p) in PLAIN and p.name.lower() not in ("readme.md", "readme.txt", "license.txt", "license.md")]
     if not found and not texts:
-        raise ScenariumError("SCN-2004", file=root, reason="the folder holds no file of a known format" + (" and no images" if "image" in kinds else ""))
+        en, zh = "the folder holds no file of a known format", "文件夹中没有已知格式的文件"
+        if "image" in kinds:
+            en, zh = en + " and no images", zh + "，也没有图像"
+        raise ScenariumError("SCN-2004", file=root, reason=en, reason_zh=zh)
     records = []
     for path in found or texts:
         # A folder of texts holds a document a file; its sub-folder, if any, is the label.

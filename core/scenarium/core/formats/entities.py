@@ -75,21 +75,34 @@ def to_tags(entities: Sequence[Entity], spans: Sequence[tuple[int, int]]) -> lis
     return tags
 
 
-def of_tokens(record: Record, findings: Findings, characters: bool) -> Record:
-    """A record with ``tokens`` and ``tags`` as one with ``text`` and ``entities``."""
-    tokens, tags = [str(t) for t in record["tokens"]], [str(t) for t in record["tags"]]
-    text, spans = join(tokens, characters)
-    entities, odd = from_tags(tags, spans)
-    if odd or len(tags) != len(tokens):
-        findings.add("repair", "SCN-2114", file=record["_file"], line=record["_line"])
-    rest = {k: v for k, v in record.items() if k not in ("tokens", "tags")}
+TOKENS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "labels")
+"""Usual columns of tagged sentences."""
+
+
+def untag(records: list[Record], findings: Findings) -> list[Record]:
+    """Records with columns of tokens and of tags as records with ``text`` and ``entities``; others unchanged."""
+    first = records[0]
+    tokens, tags = (next((name for name in names if isinstance(first.get(name), list)), "") for names in (TOKENS, TAGS))
+    if not tokens or not tags:
+        return records
+    lengths = [len(str(token)) for record in records[:100] for token in record.get(tokens) or ()]
+    # Nine of ten tokens are single characters: then letters of foreign words were split too.
+    characters = sum(length == 1 for length in lengths) >= 0.9 * len(lengths)
+    return [_of_tokens(record, tokens, tags, characters, findings) for record in records]
+
+
+def _of_tokens(record: Record, tokens: str, tags: str, characters: bool, findings: Findings) -> Record:
+    given = [str(tag) for tag in record.get(tags) or ()]
+    text, spans = join([str(token) for token in record.get(tokens) or ()], characters)
+    odd_tag = next((tag for tag in given if not TAG.match(tag)), None)
+    if odd_tag is not None:
+        reason, zh = f"{odd_tag!r} is no tag such as B-name, I-name or O", f"{odd_tag!r} 不是 B-名称、I-名称 或 O 这样的标签"
+        findings.add("error", "SCN-2019", record, reason=reason, reason_zh=zh)
+    entities, odd = from_tags(given, spans)
+    if odd or len(given) != len(spans):
+        findings.add("repair", "SCN-2114", record)
+    rest = {key: value for key, value in record.items() if key not in (tokens, tags)}
     return {**rest, "text": text, "entities": entities}
-
-
-def are_characters(records: Sequence[Record]) -> bool:
-    """Whether the tokens of a data set are single characters (nine of ten, over the first hundred rows)."""
-    lengths = [len(str(token)) for record in records[:100] for token in record["tokens"]]
-    return bool(lengths) and sum(length == 1 for length in lengths) >= 0.9 * len(lengths)
 
 
 def read_conll(path: Path, findings: Findings, encoding: str | None) -> Iterator[Record]:
@@ -103,7 +116,7 @@ def read_conll(path: Path, findings: Findings, encoding: str | None) -> Iterator
         cells = [cell.strip() for cell in cells]
         if len(cells) < 2 or line.startswith(("-DOCSTART-", "# ")):
             if line.strip() and not line.startswith(("-DOCSTART-", "#")):
-                findings.add("error", "SCN-2006", file=path, line=number, reason="a line without a tag", reason_zh="该行没有标签")
+                findings.add("error", "SCN-2019", file=path, line=number, reason="a line without a tag", reason_zh="该行没有标签")
             if tokens:
                 yield {"tokens": tokens, "tags": tags, "_file": str(path), "_line": first}
                 tokens, tags = [], []
