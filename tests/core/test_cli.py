@@ -303,10 +303,14 @@ def test_a_conversation_in_the_terminal(trained: Callable[..., Any], cli: Run) -
     assert shown.stdout == "a pebble of 2 g\na pebble of 4 g\na pebble of -1 g\n"
 
 
-def test_untrained_predict_names_the_command(ask: Callable[..., Any]) -> None:
+def test_predict_without_a_version_or_a_request_names_the_command(ask: Callable[..., Any], cli: Run) -> None:
     code, _, err = ask("predict", "pebbles", "grams=1")
     assert code == 1
     assert "scenarium train pebbles" in err
+    ask("train", "pebbles")
+    shown = cli("predict", "pebbles")
+    assert shown.returncode == 2
+    assert "scenarium predict pebbles '{\"grams\": 5.5}'" in shown.stderr
 
 
 def test_versions_promote_rollback_prune(trained: Callable[..., Any]) -> None:

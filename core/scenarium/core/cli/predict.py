@@ -59,12 +59,11 @@ def predict(name: str, request: tuple[str, ...], ref: str, interactive: bool, st
         else:
             base.print_json(handle.predict(asked))
         return 0
-    if sys.stdin.isatty():
-        sample = json.dumps(handle.version.manifest.sample, ensure_ascii=False)
-        raise click.UsageError(
-            base.say(f"give a request, for example: scenarium predict {name} '{sample:.200}'", f"请给出请求，例如：scenarium predict {name} '{sample:.200}'")
-        )
-    return _pipe(handle, sys.stdin.buffer.read())
+    body = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
+    if not body.strip():
+        sample = f"scenarium predict {name} '{json.dumps(handle.version.manifest.sample, ensure_ascii=False):.200}'"
+        raise click.UsageError(base.say(f"give a request, for example: {sample}", f"请给出请求，例如：{sample}"))
+    return _pipe(handle, body)
 
 
 def parse(handle: Handle, words: Sequence[str]) -> BaseModel:
