@@ -47,7 +47,7 @@ class Model(ModelConfig):
 
     buckets: int = pydantic.Field(1 << 16, ge=1 << 10, le=1 << 24)
     """Rows of the hashed feature table."""
-    width: int = pydantic.Field(128, ge=8, le=1024)
+    width: int = pydantic.Field(96, ge=8, le=1024)
     """Width of the network."""
     dropout: float = pydantic.Field(0.3, ge=0, lt=1)
     """Share of features dropped while training."""

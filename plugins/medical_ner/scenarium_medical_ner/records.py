@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from xml.etree import ElementTree  # the file is known by its hash
@@ -95,7 +95,7 @@ def generate(language: str, terms: Mapping[str, Sequence[str]], seed: int = 0) -
     return rows
 
 
-def record(sentences: Sequence[str], terms: Mapping[str, Sequence[str]], space: str, rng: np.random.Generator) -> Row:
+def record(sentences: Iterable[str], terms: Mapping[str, Sequence[str]], space: str, rng: np.random.Generator) -> Row:
     """Fill the slots of the sentences and note where the terms stand."""
     text, entities = "", []
     for sentence in sentences:
