@@ -6,7 +6,6 @@ Exit codes: 0 done; 1 a ``ScenariumError``; 2 a wrong command line; 3 something 
 
 from __future__ import annotations
 
-import os
 import sys
 
 import click
@@ -69,10 +68,6 @@ def run(args: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.secho(say("Interrupted.", "已中断。"), err=True)
         return 130
-    except BrokenPipeError:
-        # The reader left (`scenarium list | head`): nothing is wrong, and the interpreter must not complain about stdout on exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as fault:
         return _report(fault, debug)
 
