@@ -165,6 +165,18 @@ def test_small_and_one_sided_data(make: Make, tmp_path: Path) -> None:
     assert caught.value.code == "SCN-2009"
 
 
+def test_exports_of_labelling_tools(make: Make, tmp_path: Path) -> None:
+    texts = [f"患者有高血压{words(n)}" for n in range(30)]
+    doccano = [{"id": n, "text": text, "label": [[3, 6, "disease"]]} for n, text in enumerate(texts)]
+    value = {"start": 3, "end": 6, "text": "高血压", "labels": ["disease"]}
+    studio = [{"id": n, "data": {"text": text}, "annotations": [{"result": [{"type": "labels", "value": value}]}]} for n, text in enumerate(texts)]
+    (tmp_path / "studio.json").write_text(json.dumps(studio, ensure_ascii=False), encoding="utf8")
+    for path in (write_rows(tmp_path / "doccano.jsonl", doccano), tmp_path / "studio.json"):
+        data = datasets.prepare(make(TAGGED, path), Progress())
+        assert data.manifest["rows"]["used"] == 30
+        assert all(row["entities"] == [{"start": 3, "end": 6, "label": "disease"}] for row in data.train)
+
+
 # ── sources ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

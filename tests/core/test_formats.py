@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -225,6 +225,7 @@ def test_tag_schemes_and_odd_sequences() -> None:
 WORD = st.text(st.sampled_from("ab1é中文字，"), min_size=1, max_size=4)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(WORD, st.sampled_from(["O", "B-A", "I-A", "B-B", "I-B"])), min_size=1, max_size=12), st.booleans())
 def test_tags_to_offsets_and_back(pairs: list[tuple[str, str]], characters: bool) -> None:
     tokens = [token for token, _ in pairs]

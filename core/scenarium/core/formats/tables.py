@@ -121,6 +121,8 @@ def _record(record: object, path: Path, line: int | None) -> Record:
     if not isinstance(record, dict):
         shown = json.dumps(record, ensure_ascii=False)[:40]
         raise ScenariumError("SCN-2006", file=path, line=line, reason=f"{shown} is not an object", reason_zh=f"{shown} 不是对象")
+    if isinstance(record.get("data"), dict) and "annotations" in record:
+        record = {**record, **record["data"]}  # Label Studio keeps what was labelled below "data"
     return {**record, "_file": str(path), "_line": line}
 
 
