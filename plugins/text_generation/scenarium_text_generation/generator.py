@@ -42,20 +42,23 @@ class Generator:
         with self._lock:
             self._streams[name] = mine
             manager = self._running()
-        sent = 0
+        sent, finished = 0, False
         try:
             manager.add_request(prompt, name, limit, streaming=True, eos_token_id=self.eos, sampling=sampling)
             while True:
                 output = mine.get()
                 if output is END or output.error:
                     raise RuntimeError(output.error if output is not END else "the generation loop ended")
+                finished = output.is_finished()
                 yield from output.generated_tokens[sent:]
                 sent = len(output.generated_tokens)
-                if output.is_finished():
+                if finished:
                     return
         finally:
             self._streams.pop(name, None)
-            manager.cancel_request(name)
+            # The manager would keep the name of a request that it no longer has for ever.
+            if not finished:
+                manager.cancel_request(name)
 
     def close(self) -> None:
         """End the batch and its threads."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers.utils.logging import disable_progress_bar
 
 from scenarium.core import Data, Run
 from scenarium.training.trainer import fit
@@ -20,6 +22,8 @@ from scenarium_text_generation.generator import CausalLM
 
 if TYPE_CHECKING:
     from scenarium_text_generation import GenerationModel, TextGenerationConfig
+
+disable_progress_bar()  # the trainer shows its own
 
 WEIGHTS = "model.safetensors"
 END_OF_TEXT = "<|endoftext|>"
@@ -40,7 +44,7 @@ def describe(model: GenerationModel, texts: Iterable[str]) -> dict[str, Any]:
     return {
         "tokenizer": tokenizer.backend_tokenizer.to_str(),
         "chat_template": tokenizer.chat_template,
-        "architecture": config.to_dict(),
+        "architecture": json.loads(config.to_json_string()),
         "eos": sorted(ends),
         "languages": ["en"] if model.base == SMOLLM2 else [],
     }
@@ -69,7 +73,7 @@ def _new(model: GenerationModel, texts: Iterable[str]) -> dict[str, Any]:
         bos_token_id=0,
         eos_token_id=0,
     )
-    return {"tokenizer": tokenizer.to_str(), "chat_template": None, "architecture": config.to_dict(), "eos": [0], "languages": []}
+    return {"tokenizer": tokenizer.to_str(), "chat_template": None, "architecture": json.loads(config.to_json_string()), "eos": [0], "languages": []}
 
 
 def build(state: Mapping[str, Any]) -> CausalLM:
@@ -87,7 +91,10 @@ def trainable(model: GenerationModel, state: Mapping[str, Any]) -> CausalLM:
     if model.finetune == "lora":
         from peft import LoraConfig, get_peft_model
 
-        base = get_peft_model(base, LoraConfig(r=model.lora_rank, lora_alpha=2 * model.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+        adapters = LoraConfig(r=model.lora_rank, lora_alpha=2 * model.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft reads an attribute that transformers has renamed
+            base = get_peft_model(base, adapters)
     return CausalLM(base)
 
 

@@ -41,10 +41,10 @@ def preprocess_arrays(s: Subject) -> None:
 def answer_count(s: Subject) -> None:
     """A batch gives as many outputs as it has items"""
     items = _items(s)
-    for size in (1, 2, len(items)):
-        got = len(outputs(s.runtime, items[:size]))
-        if got != size:
-            raise ScenariumError("SCN-7502", got=got, sent=size)
+    for part in (items[:1], items[:2], items):
+        got = len(outputs(s.runtime, part))
+        if got != len(part):
+            raise ScenariumError("SCN-7502", got=got, sent=len(part))
 
 
 @check("bronze", "serve", "同一请求重复发送得到相同的应答", after=("answer-count",))
