@@ -166,13 +166,13 @@ def test_more_kinds_than_two(tmp_path: Path) -> None:
         {"text": dialogues.fill("zh", text, rng), "label": kind if label == "fraud" else "normal"}
         for _, label, kind, text in lines
         if label == "normal" or kind in ("loan", "police", "lottery")
-        for _ in range(4)
+        for _ in range(10)
     ]
     path = tmp_path / "kinds.jsonl"
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf8")
-    made = handle(tmp_path, f"data.path={path}", "train.epochs=6")
+    made = handle(tmp_path, f"data.path={path}", "train.epochs=8")
     made.train()
-    answer = made.predict(text="急用钱？无抵押凭身份证秒批贷款，点击链接放款")
+    answer = made.predict(text="急用钱？无抵押无担保，凭身份证秒批80000元，点击链接下载易信通立即放款。")
     assert set(answer["probabilities"]) == {"loan", "police", "lottery", "normal"}
     assert answer["label"] == "loan"
     assert answer["fraud_probability"] == pytest.approx(1 - answer["probabilities"]["normal"])

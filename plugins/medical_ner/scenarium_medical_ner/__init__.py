@@ -58,7 +58,7 @@ class Model(ModelConfig):
 class Train(TrainConfig):
     """Defaults that suit a few thousand sentences."""
 
-    epochs: int = pydantic.Field(10, gt=0)
+    epochs: int = pydantic.Field(8, gt=0)
     """Passes over the training rows."""
     lr: float = pydantic.Field(2e-3, gt=0)
     """Peak learning rate."""
