@@ -145,14 +145,14 @@ def _contained() -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)} if main else {}
     logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             gc.collect()
 
 
