@@ -53,6 +53,7 @@ class WorkerLink(asyncio.Protocol):
         self.concurrency = 0
         self.pure = True
         self.streams = False
+        self.load_ms = 0
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[dict[str, Any] | None] = loop.create_future()
         """The worker's fault (see ``frames``), or None when it can serve. ``ConnectionError`` if it died before."""
@@ -171,6 +172,7 @@ class WorkerLink(asyncio.Protocol):
             told = json.loads(bytes(body))
             self.max_batch, self.pure, self.streams = told["max_batch"], told["pure"], told["streams"]
             self.concurrency = told["concurrency"] if isinstance(told["concurrency"], int) else 0
+            self.load_ms = told["load_ms"]
             self.ready.set_result(None)
         elif kind == frames.FAULT:
             self.ready.set_result(json.loads(bytes(body)))

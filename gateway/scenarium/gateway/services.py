@@ -313,7 +313,7 @@ class Service:
 
     def joined(self, generation: Generation, link: WorkerLink) -> None:
         """A worker is ready."""
-        logs.event("info", "worker_ready", scenario=self.name, version=link.version, pid=link.process.pid)
+        logs.event("info", "worker_ready", scenario=self.name, version=link.version, pid=link.process.pid, load_ms=link.load_ms)
         if generation is self.current:
             self.state, self.fault = "ready", None
             self.batcher.add(link, time.monotonic())

@@ -19,7 +19,8 @@ content_type: u16, trace: u16, key: u16`` (lengths in bytes), then content type,
 From the worker:
 
 ========= ==== ====================================================================================================
-ready     65   JSON: ``proto``, ``pid``, ``schema`` (SHA-256), ``max_batch``, ``concurrency``, ``pure``, ``streams``
+ready     65   JSON: ``proto``, ``pid``, ``schema`` (SHA-256), ``max_batch``, ``concurrency``, ``pure``, ``streams``,
+               ``load_ms``
 item      66   ``rid: u64, status: u16, queue: u32, preprocess: u32, forward: u32, postprocess: u32`` (µs), then the body:
                the answer's JSON where status is 200, else problem details (RFC 9457). Items are answered in any order
 chunk     67   ``rid: u64``, then one part of a streamed answer (JSON)

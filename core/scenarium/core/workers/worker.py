@@ -225,6 +225,7 @@ def serve(sock: socket.socket) -> None:
     hello = json.loads(bytes(body))
     if kind != frames.HELLO or hello["proto"] != frames.PROTO:
         raise ValueError(f"frame {kind} of protocol {hello.get('proto')}")
+    began = time.monotonic()
     try:
         set_threads(hello["threads"])
         runtime = open_runtime(hello)
@@ -241,6 +242,7 @@ def serve(sock: socket.socket) -> None:
         "concurrency": runtime.traits.concurrency,
         "pure": runtime.traits.pure,
         "streams": runtime.traits.streams,
+        "load_ms": round((time.monotonic() - began) * 1000),
     }
     worker = Worker(sock, runtime)
     worker.send(frames.json_frame(frames.READY, ready))
