@@ -67,7 +67,7 @@ class Model(ModelConfig):
     """`none`, `hub` (torchvision's download), `package` (mobilenet_v2, needs data.accept_licence), or the path of a weights file."""
     size: int = pydantic.Field(128, ge=64, le=1024, multiple_of=32)
     """Side of the square that the network sees, pixels. Small defects need more."""
-    patches: int = pydantic.Field(2000, ge=10)
+    patches: int = pydantic.Field(1000, ge=10)
     """Patches that patchcore remembers."""
     features: int = pydantic.Field(64, ge=4)
     """Features that padim keeps."""
@@ -78,7 +78,7 @@ class Model(ModelConfig):
 class Train(TrainConfig):
     """The shared trainer's settings, with what suits parts."""
 
-    epochs: int = pydantic.Field(30, gt=0)
+    epochs: int = pydantic.Field(15, gt=0)
     """Passes over the training rows."""
     batch_size: int = pydantic.Field(16, gt=0)
     """Rows of a micro-batch on one device."""
@@ -240,7 +240,7 @@ def signature(state: State) -> Signature:
         classes = len(state["labels"])
         cells = -(-size // (16 if state["backbone"] == "small" else 32))
         return Signature(inputs, (TensorSpec("logits", "float32", (classes,)), TensorSpec("evidence", "float32", (classes, cells, cells))))
-    cells = size // (2 if state["method"] == "simulate" else 8)
+    cells = size // (4 if state["method"] == "simulate" else 8)
     return Signature(inputs, (TensorSpec("map", "float32", (cells, cells)), TensorSpec("score", "float32", ())))
 
 
@@ -282,8 +282,9 @@ def encode(config: Config, processor: State, item: Row, rng: np.random.Generator
     # Validation meets the same defects each time: they depend on the picture alone.
     dice = rng if rng is not None else np.random.default_rng(int(pixels.sum()))
     disturbed, changed = disturb(np.ascontiguousarray(pixels), dice)
-    cells = changed.reshape(size // 2, 2, size // 2, 2).mean((1, 3))
-    return {"image": images.normalise(relit(disturbed, rng)), "target": (cells >= 0.5).astype(np.float32)}
+    cells = changed.reshape(size // 4, 4, size // 4, 4).mean((1, 3))
+    # A scratch one pixel wide fills a quarter of the cells that it crosses.
+    return {"image": images.normalise(relit(disturbed, rng)), "target": (cells >= 0.2).astype(np.float32)}
 
 
 def relit(pixels: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:

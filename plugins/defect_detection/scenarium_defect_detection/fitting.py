@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COARSE = 128
 """Dimensions of the random projection in which the core set is chosen (Roth et al. 2022, section 3.2)."""
-POOL = 30_000
+POOL = 10_000
 """Most patches that the core set is chosen from."""
 
 

@@ -25,8 +25,8 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        sizes = (3, *self.widths)
-        self.stages = nn.ModuleList(nn.Sequential(conv(a, b, 2), conv(b, b)) for a, b in itertools.pairwise(sizes))
+        deeper = [nn.Sequential(conv(a, b, 2), conv(b, b)) for a, b in itertools.pairwise(self.widths)]
+        self.stages = nn.ModuleList([conv(3, self.widths[0], 2), *deeper])
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         found = []
@@ -37,17 +37,17 @@ class Encoder(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """A small U-Net (Ronneberger et al., 2015): the log odds that each 2x2 cell is defective."""
+    """A small U-Net (Ronneberger et al., 2015): the log odds that each 4x4 cell is defective."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder = Encoder()
-        w = self.encoder.widths
-        self.up = nn.ModuleList(conv(w[i + 1] + w[i], w[i]) for i in range(len(w) - 1))
+        _, *w = self.encoder.widths
+        self.up = nn.ModuleList(conv(deep + shallow, shallow) for shallow, deep in itertools.pairwise(w))
         self.head = nn.Conv2d(w[0], 1, 1)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        stages = self.encoder(image)
+        _, *stages = self.encoder(image)
         found = stages[-1]
         for level in range(len(self.up) - 1, -1, -1):
             wide = functional.interpolate(found, size=stages[level].shape[-2:], mode="nearest")
