@@ -75,16 +75,18 @@ def train(config, data, run):
     run.exports.append("model.onnx")
     return True
 @hookimpl
-def load(version): return json.loads((version / "threshold.json").read_text())
+def load(version):
+    threshold = np.float32(json.loads((version / "threshold.json").read_text()))
+    return lambda batch: {"distance": batch["grams"] - threshold}
 @hookimpl
 def preprocess(request):
     if request.grams < 0:
         raise BadInput("grams", "cannot be negative", "不能为负数")
-    return request.grams
+    return {"grams": np.array([request.grams], np.float32)}
 @hookimpl
-def predict_batch(model, batch): return [grams - model for grams in batch]
-@hookimpl
-def postprocess(output): return Answer(heap="heavy" if output > 0 else "light", distance=round(abs(output), 6))
+def postprocess(output):
+    distance = float(output["distance"][0])
+    return Answer(heap="heavy" if distance > 0 else "light", distance=round(abs(distance), 6))
 @hookimpl
 def stream(model, request):
     yield {"text": "a pebble of "}

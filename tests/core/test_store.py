@@ -28,6 +28,7 @@ from scenarium.core.types import Metric, TensorSpec
 
 INPUTS = [TensorSpec("tokens", "int64", (-1,)), TensorSpec("age", "float32", ())]
 OUTPUTS = [TensorSpec("logits", "float32", (4,))]
+CHECKED = {"export": "checked"}
 
 
 def manifest(name: str = "shop", **values: object) -> Manifest:
@@ -252,7 +253,7 @@ def configuration(store: Store, name: str = "shop") -> str:
 @pytest.mark.parametrize("kind", ["store", "memory"])
 def test_triton_repository_follows_the_aliases(kind: str, request: pytest.FixtureRequest) -> None:
     store: Store = request.getfixturevalue(kind)
-    tensors = {"inputs": INPUTS, "outputs": OUTPUTS, "exports": ["model.onnx"], "max_batch_size": 8}
+    tensors = {"inputs": INPUTS, "outputs": OUTPUTS, "exports": ["model.onnx"], "tags": CHECKED, "max_batch_size": 8}
     commit(store)  # no export
     store.set_alias("shop", "production", 1, "first")
     assert tree(store) == set()
@@ -260,6 +261,9 @@ def test_triton_repository_follows_the_aliases(kind: str, request: pytest.Fixtur
         commit(store, content=content, **tensors)
     commit(store, content=b"four", **{**tensors, "inputs": INPUTS[:1]})
     assert tree(store) == set(), "only aliased versions"
+    unchecked = commit(store, content=b"five", **{**tensors, "tags": {"export": "unchecked: onnxruntime is not installed"}}).number
+    store.set_alias("shop", "candidate", unchecked, "to try")
+    assert tree(store) == set(), "only checked exports"
     store.set_alias("shop", "production", 2, "exported")
     files = {"shop/config.pbtxt", "shop/2/model.onnx", "shop/2/model.onnx.data"}
     assert tree(store) == files
@@ -289,7 +293,7 @@ def test_triton_repository_follows_the_aliases(kind: str, request: pytest.Fixtur
 
 
 def test_triton_files_are_links_and_the_repository_is_rebuilt(store: Store) -> None:
-    version = commit(store, inputs=INPUTS, outputs=OUTPUTS, exports=["model.onnx"])
+    version = commit(store, inputs=INPUTS, outputs=OUTPUTS, exports=["model.onnx"], tags=CHECKED)
     store.set_alias("shop", "production", 1, "first")
     models = Path(triton_repository.root(store))
     assert (models / "shop" / "1" / "model.onnx").samefile(version.folder / "model.onnx")
@@ -306,7 +310,7 @@ def test_triton_files_are_links_and_the_repository_is_rebuilt(store: Store) -> N
 
 
 def test_a_repository_that_cannot_be_written_is_said(store: Store) -> None:
-    commit(store, inputs=INPUTS, outputs=OUTPUTS, exports=["model.onnx"])
+    commit(store, inputs=INPUTS, outputs=OUTPUTS, exports=["model.onnx"], tags=CHECKED)
     Path(triton_repository.root(store)).write_text("in the way", encoding="utf8")
     with pytest.raises(ScenariumError, match="SCN-5008"):
         store.set_alias("shop", "production", 1, "first")

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 EXPORT = "model.onnx"
 CONFIG = "config.pbtxt"
+CHECKED = "checked"
+"""The manifest's tag ``export`` of a version whose export was compared with the trained model (``scenarium.core.exports``)."""
 _TYPES = {"bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64", "bfloat16": "BF16"}
 _TYPES |= {f"{sign}int{bits}": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
@@ -83,7 +85,7 @@ def _served(store: Store, name: str) -> dict[int, Manifest]:
     for alias in sorted(aliases, key=lambda a: (a != "production", a)):
         number = aliases[alias]
         manifest = store.manifest(name, number)
-        if number in served or EXPORT not in manifest.exports or not manifest.inputs:
+        if number in served or EXPORT not in manifest.exports or manifest.tags.get("export") != CHECKED or not manifest.inputs:
             continue
         if served and manifest.signature != next(iter(served.values())).signature:
             continue
