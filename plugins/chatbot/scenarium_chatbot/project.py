@@ -44,12 +44,20 @@ def write(folder: Path, config: ChatbotConfig, state: Mapping[str, Any], rows: S
     shutil.copy(DIALOGUE / "domain.yml", folder / "domain" / "shipped.yml")
     shutil.copy(DIALOGUE / "rules.yml", folder / "data" / "rules.yml")
     names: Mapping[str, str] = state["names"]
+    # A letter or digit next to it would make it part of something longer; \\b sees no border between Chinese characters and digits.
+    order_id = f"(?<![A-Za-z0-9])(?:{config.model.order_id_pattern})(?![A-Za-z0-9])"
     examples: dict[str, list[str]] = defaultdict(list)
+    marked = 0
     for row in rows:
-        examples[names[row["intent"]]].append(row["text"])
+        # Rasa reads [text](name) as an entity, whoever wrote it.
+        text, found = re.subn(order_id, r"[\g<0>](order_id)", re.sub(r"\](?=[({])", "] ", row["text"]))
+        marked += found
+        examples[names[row["intent"]]].append(text)
+    if not marked:
+        # Its regular expression is only used for an entity that some example has.
+        examples["inform_order_id"].append("[A12345678](order_id)")
     nlu: list[dict[str, str]] = [{"intent": intent, "examples": _block(texts)} for intent, texts in examples.items()]
-    # A letter or digit next to it would make it part of something longer; \b sees no border between Chinese characters and digits.
-    nlu.append({"regex": "order_id", "examples": _block([f"(?<![A-Za-z0-9])(?:{config.model.order_id_pattern})(?![A-Za-z0-9])"])})
+    nlu.append({"regex": "order_id", "examples": _block([order_id])})
     _yaml(folder / "data" / "nlu.yml", nlu=nlu)
     known = set(shipped_intents())
     own = {label: name for label, name in names.items() if name not in known}

@@ -53,7 +53,15 @@ def test_shipped_utterances_are_many_and_none_is_on_both_sides() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("查询订单状态", "zh"), ("where is it", "en"), ("A12345678", None), ("订单 A1 please", "zh"), ("???", None), ("no", "en"), ("20240518001", None)],
+    [
+        ("查询订单状态", "zh"),
+        ("where is it", "en"),
+        ("A12345678", None),
+        ("订单 A1 please", "zh"),
+        ("???", None),
+        ("no", "en"),
+        ("20240518001", None),
+    ],
 )
 def test_language_of_a_text(text: str, expected: str | None) -> None:
     assert plugin.language(text) == expected
@@ -73,11 +81,21 @@ def test_project_of_own_intents_has_a_rule_and_a_reply_for_each(tmp_path: Path) 
     project.write(tmp_path / "p", config, state, rows)
     nlu = yaml.safe_load((tmp_path / "p/data/nlu.yml").read_text(encoding="utf8"))["nlu"]
     assert nlu[0] == {"intent": "price", "examples": "- 多少钱 一个\n"}
+    assert nlu[-2] == {"intent": "inform_order_id", "examples": "- [A12345678](order_id)\n"}
     own = yaml.safe_load((tmp_path / "p/domain/own.yml").read_text(encoding="utf8"))
     assert own["intents"] == ["opening_hours", "price"]
     assert own["responses"] == {"utter_price": [{"text": "十元。"}]}
     rules = yaml.safe_load((tmp_path / "p/data/own_rules.yml").read_text(encoding="utf8"))["rules"]
     assert [rule["steps"][1]["action"] for rule in rules] == ["utter_unanswered", "utter_price"]
+
+
+def test_order_numbers_are_marked_and_brackets_of_the_user_are_not_entities(tmp_path: Path) -> None:
+    rows = [{"text": "单号是A12345678吗", "intent": "order_status"}, {"text": "see [this](http://x) 12345", "intent": "order_status"}]
+    config = ChatbotConfig()
+    project.write(tmp_path / "p", config, plugin.fit(config=config, rows=rows), rows)
+    nlu = yaml.safe_load((tmp_path / "p/data/nlu.yml").read_text(encoding="utf8"))["nlu"]
+    assert nlu[0] == {"intent": "order_status", "examples": "- 单号是[A12345678](order_id)吗\n- see [this] (http://x) 12345\n"}
+    assert [entry.get("intent") for entry in nlu] == ["order_status", None]
 
 
 def test_own_project_is_read_and_copied_without_what_is_held_out(tmp_path: Path) -> None:
