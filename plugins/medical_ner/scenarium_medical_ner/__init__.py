@@ -31,7 +31,7 @@ from scenarium.core.text import tokenize
 from scenarium_medical_ner import records
 from scenarium_medical_ner.decoding import run_windows, spans, tag_names, windows
 from scenarium_medical_ner.features import KINDS, ids
-from scenarium_medical_ner.measures import Gazetteer, counts, entity_scores, measures
+from scenarium_medical_ner.measures import Gazetteer, counts, entity_scores, precision_recall_f1
 
 if TYPE_CHECKING:
     import torch
@@ -187,7 +187,7 @@ def report(rows: Sequence[Row], answers: Sequence[Mapping[str, Any]]) -> Sequenc
 
     lines = []
     for label, (right, answered, true) in sorted(counts(rows, answers).items(), key=lambda entry: -entry[1][2]):
-        precision, recall, f1 = measures(right, answered, true)
+        precision, recall, f1 = precision_recall_f1(right, answered, true)
         lines.append((label, f"{precision:.3f}", f"{recall:.3f}", f"{f1:.3f}", true, answered))
     head = ("label / 类别", "precision / 精确率", "recall / 召回率", "F1", "true / 实际", "answered / 识别")
     pairs = [(row["text"], row["entities"], answer["entities"]) for row, answer in zip(rows, answers, strict=True)]
@@ -202,13 +202,14 @@ def traits() -> Traits:
 
 
 @hookimpl
-def preprocess(config: Config, request: Record) -> np.ndarray:
-    return ids(tokenize(request.text), config.model.buckets)
+def preprocess(config: Config, request: Record) -> Mapping[str, np.ndarray]:
+    return {"ids": ids(tokenize(request.text), config.model.buckets)}
 
 
 @hookimpl
-def predict_batch(config: Config, model: Any, batch: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-    return run_windows(batch, config.model.window, OVERLAP, WINDOWS, lambda features: np.asarray(model({"ids": features})["logits"]))
+def predict_batch(config: Config, model: Any, batch: Sequence[Mapping[str, np.ndarray]]) -> Sequence[np.ndarray]:
+    texts = [item["ids"] for item in batch]
+    return run_windows(texts, config.model.window, OVERLAP, WINDOWS, lambda features: np.asarray(model({"ids": features})["logits"]))
 
 
 @hookimpl

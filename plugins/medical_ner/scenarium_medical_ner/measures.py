@@ -26,7 +26,7 @@ def counts(rows: Sequence[Row], answers: Sequence[Mapping[str, Any]]) -> dict[st
     return found
 
 
-def measures(right: int, answered: int, true: int) -> tuple[float, float, float]:
+def precision_recall_f1(right: int, answered: int, true: int) -> tuple[float, float, float]:
     """Precision, recall, F1 as conlleval defines them (E. Tjong Kim Sang and S. Buchholz, 2000); 0 where nothing was right."""
     precision, recall = right / max(answered, 1), right / max(true, 1)
     return precision, recall, 2 * right / max(answered + true, 1)
@@ -35,8 +35,8 @@ def measures(right: int, answered: int, true: int) -> tuple[float, float, float]
 def entity_scores(rows: Sequence[Row], answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Micro precision, recall and F1 over all entities, and the mean F1 of the labels that occur in ``rows``."""
     table = counts(rows, answers)
-    precision, recall, f1 = measures(*(sum(column) for column in zip(*table.values(), strict=True))) if table else (0.0, 0.0, 0.0)
-    each = [measures(*row)[2] for row in table.values() if row[2]]
+    precision, recall, f1 = precision_recall_f1(*(sum(column) for column in zip(*table.values(), strict=True))) if table else (0.0, 0.0, 0.0)
+    each = [precision_recall_f1(*row)[2] for row in table.values() if row[2]]
     return {"f1": f1, "precision": precision, "recall": recall, "macro_f1": sum(each) / max(len(each), 1)}
 
 
