@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from scenarium.core import ScenariumError
 from scenarium.core.config import Settings
 from scenarium.core.environments import require
 from scenarium.core.handle import Handle
+from scenarium.core.kit.pytest_plugin import ScenarioConformance
 from scenarium.core.registry import Registry
 from scenarium_chatbot import project
 from scenarium_chatbot.bots import ENVIRONMENT, LocalBot, RemoteBot, bot_settings, data_folder
@@ -240,6 +243,11 @@ def test_slashes_never_reach_an_external_server(server: str) -> None:
 rasa = [pytest.mark.rasa, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
+class TestConformance(ScenarioConformance):
+    pytestmark = rasa
+    name = "chatbot"
+
+
 class Talk:
     """One conversation."""
 
@@ -438,6 +446,37 @@ class TestRasa:
             assert talk("talk to a human")["replies"] == ["Anna takes over"]
         finally:
             own.runtime.model.close()
+
+    def test_an_external_rasa_server(self, bot: Handle, tmp_path: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        python = require(ENVIRONMENT)
+        # -P is missing before 3.11; the folder given as cwd is empty, so nothing there can shadow a module.
+        command = [python, "-m", "rasa", "run", "-m", bot.version.folder / "model.tar.gz", "--enable-api", "-i", "127.0.0.1", "-p", str(port)]
+        environ = {**os.environ, "RASA_TELEMETRY_ENABLED": "false", "SQLALCHEMY_SILENCE_UBER_WARNING": "1"}
+        server = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            remote = RemoteBot(f"http://127.0.0.1:{port}", None, 30)
+            end = time.monotonic() + 240
+            while True:
+                try:
+                    remote.parse(["你好"])
+                    break
+                except ScenariumError:
+                    assert time.monotonic() < end
+                    assert server.poll() is None
+                    time.sleep(1)
+            remote.close()
+            own = handle(tmp_path, f"model.url=http://127.0.0.1:{port}", "serve.timeout_s=30")
+            trained = own.train()
+            assert trained.became_production
+            assert trained.version.manifest.metrics["accuracy"] == bot.version.manifest.metrics["accuracy"]
+            assert Talk(own, "far")("hello")["replies"][0].startswith("Hello!")
+            own.runtime.model.close()
+        finally:
+            server.terminate()
+            server.wait(30)
 
     def test_a_store_that_cannot_be_reached_is_told_without_its_password(self, bot: Handle) -> None:
         settings = bot_settings(bot.scenario.config, bot.version.folder)
