@@ -452,7 +452,6 @@ class TestRasa:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         python = require(ENVIRONMENT)
-        # -P is missing before 3.11; the folder given as cwd is empty, so nothing there can shadow a module.
         command = [python, "-m", "rasa", "run", "-m", bot.version.folder / "model.tar.gz", "--enable-api", "-i", "127.0.0.1", "-p", str(port)]
         environ = {**os.environ, "RASA_TELEMETRY_ENABLED": "false", "SQLALCHEMY_SILENCE_UBER_WARNING": "1"}
         server = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
