@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -130,20 +131,11 @@ def test_change_of_the_training_trains_again(dev: Dev) -> None:
 
 @pytest.mark.slow
 def test_breakpoint_stops_in_process(file: Path, tmp_path: Path) -> None:
-    text = file.read_text(encoding="utf8").replace(
-        "def postprocess(output): return Answer(label=output)", "def postprocess(output):\n    breakpoint()\n    return Answer(label=output)"
-    )
+    text = file.read_text(encoding="utf8").replace("return Answer(label=output)", "breakpoint(); return Answer(label=output)")
     file.write_text(text, encoding="utf8")
-    import threading
-
-    # The training answers its sample too, in a process of its own, where there is nobody to ask: pdb is switched off there.
-    file.write_text(text.replace("breakpoint()", "__import__('sys').stdin.isatty() or breakpoint() if ASKED else None"), encoding="utf8")
-    file.write_text("import os\nASKED = 'pdb-now' in os.listdir('.')\n" + file.read_text(encoding="utf8"), encoding="utf8")
+    # The quick training answers requests too, in a process of its own, and must not stop there.
     running = Dev(file, tmp_path, "--in-process", stdin=subprocess.PIPE)
     try:
-        (tmp_path / "pdb-now").touch()
-        running.save("ASKED = 'pdb-now'", "ASKED  = 'pdb-now'")
-        running.wait_for("serving your change")
         answers: list[object] = []
         thread = threading.Thread(target=lambda: answers.append(running.ask("an awful film")))
         thread.start()

@@ -56,6 +56,7 @@ class Reader:
             "XDG_DATA_HOME": str(folder / "data"),
             "SCENARIUM_STORE": str(folder / "store"),
             "SCENARIUM_LANG": "en",
+            "MLFLOW_TRACKING_URI": "",
         }
         self.server: subprocess.Popen[bytes] | None = None
         self.answer: dict[str, object] = {}

@@ -18,6 +18,8 @@ from scenarium.core.registry import Registry
 from scenarium.core.settings import Settings
 from scenarium.core.store import Store
 
+NOUNS = ["apple", "boat", "cloud", "drum", "earth", "frost", "grass", "house", "iron", "jar", "king", "lamp", "moon", "nest", "ocean", "plum"]
+
 
 def scenario_of(template: str) -> str:
     return f"my_{template.replace('-', '_')}"
@@ -38,6 +40,11 @@ def test_passes_its_checks_as_written(written: tuple[str, Path]) -> None:
     assert "readme" in report.names("passed")
 
 
+@pytest.fixture(autouse=True)
+def _untracked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+
+
 def own_file(template: str, folder: Path) -> tuple[Path, list[str]]:
     """A small file of the user's with other column names, and the settings that map it."""
     rng = np.random.default_rng(1)
@@ -49,7 +56,10 @@ def own_file(template: str, folder: Path) -> tuple[Path, list[str]]:
                 (folder / label / f"{number}.png").write_bytes(encode_png(picture))
         return folder, []
     lines, map = {
-        "text": (["content,class", *(f"{word} thing {n},{word}" for n in range(30) for word in ("old", "new"))], {"text": "content", "label": "class"}),
+        "text": (
+            ["content,class", *(f"{word} {' '.join(rng.choice(NOUNS, 4))},{word}" for _ in range(40) for word in ("old", "new"))],
+            {"text": "content", "label": "class"},
+        ),
         "table": (
             ["size,rooms,district,price", *(f"{30 + n},{1 + n % 4},{'ab'[n % 2]},{500 + 9 * n}" for n in range(60))],
             {"area": "size", "rent": "price"},

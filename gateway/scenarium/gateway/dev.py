@@ -56,6 +56,7 @@ def serve(target: str, *, port: int, in_process: bool, sets: tuple[str, ...] = (
     number = session.prepare()
     if in_process:
         return InProcess(session, number).run(port)
+    os.environ["PYTHONBREAKPOINT"] = "0"  # a worker has no terminal
     logs.set_format("author")
     return server.serve(session.registry, session.store, GatewayConfig(port=port), beside=lambda gateway: _follow_workers(session, gateway))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,13 @@ UCI = Path(__file__).parents[4] / "shared" / "data" / "uci_credit_default" / "tr
 
 class TestConformance(ScenarioConformance):
     name = "credit_risk"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _untracked() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        yield
 
 
 def handle(folder: Path, *sets: str) -> Handle:
@@ -105,7 +113,9 @@ def test_trains_and_answers_without_torch(own_file: Path, tmp_path: Path) -> Non
         "h.train(); print(h.predict({'income': 20})['probability']); assert 'torch' not in sys.modules\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path), str(Path(__file__).parent), str(own_file)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path), "PATH": "", "HOME": str(tmp_path)})
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path), "PATH": "", "MLFLOW_TRACKING_URI": "", "HOME": str(tmp_path)}
+    )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) > 0.5
 

@@ -6,7 +6,6 @@ import difflib
 import json
 import os
 import sys
-import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,9 @@ from scenarium.core.types import Data
 
 if TYPE_CHECKING:
     from scenarium.core.kit.child import Report
+
+TRACKING = "MLFLOW_TRACKING_URI"
+"""Empty: no tracking (``scenarium.core.tracking``)."""
 
 STEPS = 4
 """Optimizer steps of the small training. Two before and two after the simulated kill."""
@@ -156,10 +158,18 @@ class Subject:
     def trained(self) -> Version:
         """A version after ``STEPS`` optimizer steps, made by the real pipeline."""
         assert self.data
-        began = time.monotonic()
-        version = pipeline.train(self.scenario, Store(str(self.work / "store")), self.work / "runs").version
-        self.seconds = time.monotonic() - began
-        return version
+        return self.train("store", "runs")
+
+    def train(self, store: str, work: str, *, resume: bool = False) -> Version:
+        """One small training by the real pipeline, with these folders of the subject's own. It is not recorded in MLflow."""
+        before = os.environ.get(TRACKING)
+        os.environ[TRACKING] = ""
+        try:
+            return pipeline.train(self.scenario, Store(str(self.work / store)), self.work / work, resume=resume).version
+        finally:
+            del os.environ[TRACKING]
+            if before is not None:
+                os.environ[TRACKING] = before
 
     @cached_property
     def runtime(self) -> Runtime:

@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from scenarium.core import pipeline
 from scenarium.core.errors import ScenariumError
 from scenarium.core.kit.checks import NotApplicable, check
 from scenarium.core.kit.compare import difference
 from scenarium.core.kit.probe import Killed
 from scenarium.core.kit.subject import STEPS, Subject
 from scenarium.core.runtime import Runtime
-from scenarium.core.store import Store
 
 WEIGHTS = "model.safetensors"
 STEP_SECONDS = 20.0
@@ -120,13 +118,12 @@ def resume(s: Subject) -> None:
     """A training killed after two steps and resumed gives the weights of an unbroken one"""
     _shared_trainer(s)
     straight = _tensors(s.trained.folder / WEIGHTS)
-    store, work = Store(str(s.work / "resumed")), s.work / "killed"
     try:
         with s.killed_at(STEPS // 2 + 1):
-            pipeline.train(s.scenario, store, work)
+            s.train("resumed", "killed")
     except Killed:
         pass
-    version = pipeline.train(s.scenario, store, work, resume=True).version
+    version = s.train("resumed", "killed", resume=True)
     if len(s.probe.losses) > STEPS // 2:
         raise ScenariumError("SCN-7407", reason=f"{len(s.probe.losses)} steps were run again instead of {STEPS // 2}")
     if found := difference(straight, _tensors(version.folder / WEIGHTS)):
