@@ -220,11 +220,12 @@ def test_errors_of_a_stream(gateway):
     assert slow[-1][1]["code"] == "SCN-4007"
 
 
-def test_parts_come_when_they_are_made_and_a_client_that_leaves_stops_the_generator(gateway, tmp_path):
+@pytest.mark.parametrize("name", ["calm", "unit"])
+def test_parts_come_when_they_are_made_and_a_client_that_leaves_stops_the_generator(gateway, tmp_path, name):
     trail = tmp_path / "trail"
     body = {"text": "x", "seconds": 0.1, "n": 1000, "trail": str(trail)}
     began = time.monotonic()
-    with httpx.stream("POST", f"{gateway.url}/scenarios/calm/stream", json=body) as answer:
+    with httpx.stream("POST", f"{gateway.url}/scenarios/{name}/stream", json=body) as answer:
         next(answer.iter_lines())
         assert time.monotonic() - began < 0.5
         assert not trail.exists()

@@ -119,7 +119,7 @@ def _post(name: str, manifest: Manifest | None, text: dict[str, str], kind: str,
         answer = (
             {"text/event-stream": {"schema": {"type": "string"}}}
             if kind == "stream"
-            else {"application/json": {"schema": response, "example": manifest.answer}}
+            else {"application/json": {"schema": response, **({"example": manifest.answer} if manifest.answer else {})}}
         )
     operation["requestBody"] = {"required": True, "content": body}
     operation["responses"] = {"200": {"description": text["answer"], "content": answer, "headers": _ANSWER_HEADERS}, **operation["responses"]}

@@ -1,6 +1,6 @@
 """One worker process: loads a version, says that it is ready, and answers batches until it is told to stop.
 
-A reader thread always listens, so that a cancel, a ping or the end of the gateway is noticed during a long forward.
+Some thread always listens, so that a cancel, a ping or the end of the gateway is noticed during a long forward.
 ``concurrency = "batch"`` runs one ``predict_batch`` at a time in the main thread; ``n`` runs up to n items in threads.
 
 Started by fork from a zygote, or as ``python -m scenarium.core.workers.worker FD`` where fork is unsafe.
@@ -33,7 +33,11 @@ from scenarium.core.runtime import Runtime, Times
 from scenarium.core.settings import Flat, Origin, Settings
 from scenarium.core.traces import print_fault
 from scenarium.core.workers import frames
+from scenarium.core.workers.alarm import make_alarm
 from scenarium.core.workers.frames import Answer, Item
+
+TAKEOVER_S = 0.02
+"""A batch that takes longer is long."""
 
 
 class Open(NamedTuple):
@@ -46,55 +50,95 @@ class Open(NamedTuple):
 class Worker:
     """Answers the frames of one socket with one loaded version."""
 
-    def __init__(self, sock: socket.socket, runtime: Runtime) -> None:
+    def __init__(self, sock: socket.socket, reader: frames.Reader, runtime: Runtime) -> None:
         self.sock = sock
+        self.reader = reader
         self.runtime = runtime
         self.log_payloads = runtime.scenario.config.serve.log_payloads
-        self.inbox: queue.SimpleQueue[list[Open] | None] = queue.SimpleQueue()
-        """Batches to run in the main thread; None: drain."""
         self.cancelled: set[int] = set()
         self.open: set[int] = set()
+        self.draining = False
         self._write = threading.Lock()
+        self._turn = threading.Lock()
+        """Guards ``_busy`` and ``_listening``."""
+        self._busy = self._listening = False
+        self._inbox: queue.SimpleQueue[list[Open]] = queue.SimpleQueue()
+        self._alarm = make_alarm(TAKEOVER_S)
         concurrency = runtime.traits.concurrency
-        self.pool = ThreadPoolExecutor(concurrency, "item") if isinstance(concurrency, int) else None
+        self._pool = ThreadPoolExecutor(concurrency, "item") if isinstance(concurrency, int) else None
 
-    def run(self, reader: frames.Reader) -> None:
+    def run(self) -> None:
         """Serve until drained. The end of the gateway ends the process at once."""
-        threading.Thread(target=self._listen, args=(reader,), name="reader", daemon=True).start()
-        while (batch := self.inbox.get()) is not None:
-            if self.pool is None:
+        if self._pool:
+            while not self.draining:
+                for entry in self._receive():
+                    self._pool.submit(self._single, entry)
+            self._pool.shutdown(wait=True)
+            return
+        threading.Thread(target=self._listen, name="listener", daemon=True).start()
+        while not self.draining:
+            if batch := self._next():
+                self._busy = True
+                self._alarm.start()
                 self._batch(batch)
-            else:
-                for entry in batch:
-                    self.pool.submit(self._single, entry)
-        if self.pool:
-            self.pool.shutdown(wait=True)
+                self._alarm.stop()
+                with self._turn:
+                    self._busy = False
 
     def send(self, data: bytes) -> None:
         """Write whole frames."""
         with self._write:
             self.sock.sendall(data)
 
-    def _listen(self, reader: frames.Reader) -> None:
+    def _next(self) -> list[Open]:
+        """The next batch: read by this thread, or by the listener where it has taken over."""
+        if not self._listening:
+            return self._receive()
+        batch = self._inbox.get()
+        self._listening = False
+        return batch
+
+    def _listen(self) -> None:
+        """Listen while a batch takes long.
+
+        A short batch is read and answered by one thread, since a hand-over between two costs more than the rest of the frame. So
+        that a cancel, a ping or the gateway's end is noticed during a long one, this thread reads from ``TAKEOVER_S`` on, until it
+        has the next batch, which it hands back.
+        """
+        while True:
+            self._alarm.wait()
+            with self._turn:
+                if not self._busy or self._listening:
+                    continue
+                self._listening = True
+            batch: list[Open] = []
+            while not batch and not self.draining:
+                batch = self._receive()
+            self._inbox.put(batch)
+
+    def _receive(self) -> list[Open]:
+        """Read one frame and do what it says; a batch is returned."""
         try:
-            while received := reader():
+            received = self.reader()
+            if received:
                 kind, body = received
                 if kind == frames.BATCH:
                     now = time.monotonic()
                     batch = [Open(item, now) for item in frames.read_batch(body)]
                     self.open.update(entry.item.rid for entry in batch)
-                    self.inbox.put(batch)
-                elif kind == frames.CANCEL:
+                    return batch
+                if kind == frames.CANCEL:
                     (rid,) = frames.RID.unpack(body)
                     if rid in self.open:
                         self.cancelled.add(rid)
                 elif kind == frames.PING:
                     self.send(frames.rid_frame(frames.PONG, frames.RID.unpack(body)[0]))
                 elif kind == frames.DRAIN:
-                    self.inbox.put(None)
+                    self.draining = True
+                return []
         except (OSError, ValueError):
             pass
-        # The gateway is gone, or out of step: no answer can reach anyone, whatever the main thread is computing.
+        # The gateway is gone, or out of step: no answer can reach anyone, whatever another thread is computing.
         os._exit(1)
 
     def _batch(self, batch: list[Open]) -> None:
@@ -244,9 +288,9 @@ def serve(sock: socket.socket) -> None:
         "streams": runtime.traits.streams,
         "load_ms": round((time.monotonic() - began) * 1000),
     }
-    worker = Worker(sock, runtime)
+    worker = Worker(sock, reader, runtime)
     worker.send(frames.json_frame(frames.READY, ready))
-    worker.run(reader)
+    worker.run()
 
 
 def open_runtime(hello: dict[str, Any]) -> Runtime:
