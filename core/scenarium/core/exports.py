@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from scenarium.core.engines import open_engine
 from scenarium.core.errors import ScenariumError
@@ -23,7 +24,7 @@ ROWS = 8
 
 
 def write(run: Run, runtime: Runtime, rows: Sequence[Row]) -> str:
-    """Export ``runtime``'s model into ``run.out`` and note the files in ``run.exports``.
+    """Export ``runtime``'s model, with the evaluated ``rows``, into ``run.out`` and note the files in ``run.exports``.
 
     Returns what became of it, for the manifest's tag ``export``: ``checked``, ``unchecked: <why>`` or ``none: <why>``. A model that
     cannot be exported, or whose export answers differently, is served by the torch engine; it is no fault of the training.
@@ -53,7 +54,10 @@ def write(run: Run, runtime: Runtime, rows: Sequence[Row]) -> str:
 def _batch(runtime: Runtime, rows: Sequence[Row]) -> Batch:
     """Held-out rows as a client would send them, or the sample where no row was held out, as inputs of the forward."""
     hook, config = runtime.scenario.hook, runtime.scenario.config
-    requests = [hook.request(config=config, row=row) for row in rows[:ROWS]] or [hook.sample(config=config)]
+    try:
+        requests = [hook.request(config=config, row=row) for row in rows[:ROWS]] or [hook.sample(config=config)]
+    except ValidationError:  # the rows that 'evaluate' returned are in a form of its own
+        requests = [hook.sample(config=config)]
     items = [hook.preprocess(config=config, processor=runtime.processor, request=request) for request in requests]
     names = [spec.name for spec in runtime.signature.inputs]
     if not all(isinstance(item, dict) and all(name in item for name in names) for item in items):

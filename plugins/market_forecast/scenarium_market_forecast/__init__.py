@@ -215,18 +215,20 @@ def metric() -> Metric:
     return Metric("pinball_pct", higher_is_better=False)
 
 
+def _as_row(window: series.Window) -> Row:
+    # A request carries one covariate value a price; the first belongs to the oldest price and is not used.
+    covariates = {name: [values[0], *values.tolist()] for name, values in window.covariates.items()}
+    return {"series": window.series, "time": window.time, "prices": window.prices.tolist(), "covariates": covariates, "future": window.future.tolist()}
+
+
 @hookimpl
 def evaluate(config: ForecastConfig, runtime: Runtime, rows: Sequence[Row]) -> Evaluation:
     """Every held-out window is a request; the row that it is compared with holds its past and its future."""
     found = items(config, rows)
-    held_out = [{"series": w.series, "time": w.time, "prices": w.prices.tolist(), "future": w.future.tolist()} for w in found]
+    held_out = [_as_row(window) for window in found]
     answers = []
-    for start in range(0, len(found), 512):
-        part = found[start : start + 512]
-        # The request carries one covariate value a price; the first belongs to the oldest price and is not used.
-        requests = [
-            ForecastRequest(prices=w.prices.tolist(), covariates={name: [values[0], *values.tolist()] for name, values in w.covariates.items()}) for w in part
-        ]
+    for start in range(0, len(held_out), 512):
+        requests = [ForecastRequest(prices=row["prices"], covariates=row["covariates"]) for row in held_out[start : start + 512]]
         for answer in runtime.predict(requests):
             if isinstance(answer, Exception):
                 raise answer

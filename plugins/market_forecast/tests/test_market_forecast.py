@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scenarium_market_forecast as plugin
-from scenarium_market_forecast import series
 
+import scenarium_market_forecast as plugin
 from scenarium.core import BadData, BadInput, Row, ScenariumError
 from scenarium.core.config import Settings
 from scenarium.core.handle import Handle
 from scenarium.core.kit.pytest_plugin import ScenarioConformance
 from scenarium.core.registry import Registry
+from scenarium_market_forecast import series
 
 DAY = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -43,7 +44,7 @@ def covariate_config(*names: str) -> plugin.ForecastConfig:
 
 def test_a_column_that_knows_tomorrow_is_refused() -> None:
     rows = generated_rows()
-    for row, after in zip(rows, rows[1:], strict=False):
+    for row, after in itertools.pairwise(rows):
         row["signal"] = math.log(after["value"] / row["value"]) + 0.002 * math.sin(row["value"])
     rows[-1]["signal"] = 0.0
     with pytest.raises(BadData, match="looks into the future"):
@@ -52,7 +53,7 @@ def test_a_column_that_knows_tomorrow_is_refused() -> None:
 
 def test_a_shifted_price_column_is_refused() -> None:
     rows = generated_rows()
-    for row, after in zip(rows, rows[1:], strict=False):
+    for row, after in itertools.pairwise(rows):
         row["index"] = after["value"]
     rows[-1]["index"] = rows[-1]["value"]
     with pytest.raises(BadData, match="'index'"):
