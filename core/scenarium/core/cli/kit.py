@@ -75,31 +75,3 @@ def check(target: str | None, tier: str | None, sets: tuple[str, ...], trace: bo
             f"{report.name}，{report.tier}：通过 {passed}，失败 {failed}，受阻 {blocked}，不适用 {skipped}",
         )
     return 0 if report.passed else base.EXIT_FOUND
-
-
-@base.command(
-    "dev",
-    en="Serve one plugin while you write it: a single file, a folder or a name. Each save is served within a second.",
-    zh="边写边运行一个插件：单个文件、文件夹或名称。每次保存后一秒内生效。",
-    examples=("scenarium dev my.py", "scenarium dev my.py --in-process", "scenarium dev plugins/my_scenario --port 9000"),
-)
-@click.argument("target", metavar="FILE|NAME")
-@base.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8080,
-    en="Port to listen on (default 8080); 0: any free one.",
-    zh="监听的端口（默认 8080）；0 表示任意空闲端口。",
-)
-@base.option(
-    "--in-process",
-    is_flag=True,
-    en="Run the model in the server's own process, so that breakpoint() and debuggers work.",
-    zh="在服务器进程内运行模型，以便使用 breakpoint() 和调试器。",
-)
-@base.set_option
-def dev(target: str, port: int, in_process: bool, sets: tuple[str, ...]) -> int:
-    """Serve and watch until Ctrl-C."""
-    from scenarium.gateway.dev import serve
-
-    return serve(target, port=port, in_process=in_process, sets=sets)

@@ -29,11 +29,11 @@ COMMANDS: dict[str, Entry] = {
     "promote": Entry("scenarium.core.cli.versions:promote", "make a version production, unless it is worse", "将版本设为生产版本（更差则拒绝）"),
     "rollback": Entry("scenarium.core.cli.versions:rollback", "return to the production version before", "回退到上一个生产版本"),
     "prune": Entry("scenarium.core.cli.versions:prune", "delete old versions that nothing refers to", "删除无引用的旧版本"),
-    "serve": Entry("scenarium.core.cli.serve:serve", "start the gateway", "启动网关"),
+    "serve": Entry("scenarium.gateway.cli:serve", "start the gateway", "启动网关"),
     "env": Entry("scenarium.core.cli.env:env", "make and list the environments that some scenarios need", "创建和列出部分场景所需的独立环境"),
     "config": Entry("scenarium.core.cli.config:config", "explain every setting and where its value comes from", "说明每个设置及其来源"),
     "new": Entry("scenarium.core.cli.kit:new", "write a plugin of your own from a template", "由模板生成您自己的插件"),
     "check": Entry("scenarium.core.cli.kit:check", "check a plugin against the hooks' contract", "按钩子的约定检查插件"),
-    "dev": Entry("scenarium.core.cli.kit:dev", "serve a plugin while you write it", "边写边运行插件"),
+    "dev": Entry("scenarium.gateway.cli:dev", "serve a plugin while you write it", "边写边运行插件"),
     "completion": Entry("scenarium.core.cli.completion:completion", "the shell's completion script", "输出命令行补全脚本"),
 }
