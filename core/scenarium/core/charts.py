@@ -218,6 +218,7 @@ def heat_maps(images: Sequence[np.ndarray], maps: Sequence[np.ndarray], captions
 def _canvas(width: float, height: float) -> tuple[Canvas, Axes]:
     """An empty figure of ``width`` x ``height`` inches with one pair of axes, in the report's style."""
     from matplotlib.figure import Figure as Canvas
+
     from scenarium.core import fonts
 
     canvas = Canvas(figsize=(width, height), layout="constrained")
@@ -231,6 +232,7 @@ def _svg(canvas: Canvas) -> str:
     """The figure as SVG markup: text as paths, no XML header, ids that do not depend on the run."""
     import matplotlib
     from matplotlib.text import Text
+
     from scenarium.core import fonts
 
     buffer = io.StringIO()
