@@ -31,6 +31,7 @@ from benchmarks import results
 ROOT = Path(__file__).parent
 SERVERS = ROOT / "servers"
 BODY = json.dumps({"features": [round(i / 64, 4) for i in range(64)]})
+PACKAGES = ("fastapi", "starlette", "uvicorn", "pydantic", "numpy")
 UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6}
 
 
@@ -132,47 +133,57 @@ def wait_until_it_answers(name: str, url: str) -> None:
     raise SystemExit(f"{name} did not answer at {url}")
 
 
-def main() -> None:
-    """Run the rounds, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3)
-    parser.add_argument("--litserve", default=str(ROOT.parent / ".venv-bench" / "bin" / "python"), help="interpreter that has LitServe")
-    options = parser.parse_args()
-    litserve = options.litserve if Path(options.litserve).exists() else None
+def figures(rounds: int = 5, seconds: float = 3, litserve: str | None = None) -> list[results.Figure]:
+    """Run the rounds; LitServe only where a Python that has it is given."""
     with running(litserve) as servers, tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(f"wrk.method = 'POST'\nwrk.body = '{BODY}'\nwrk.headers['Content-Type'] = 'application/json'\n")
         script.flush()
-        found: dict[tuple[str, int], list[Load]] = {}
-        for number in range(options.rounds + 1):
-            for clients in (1, 32):
-                for name, url in servers.items():
-                    load = wrk(url, clients, options.seconds if number else 1, Path(script.name))
-                    if number:  # the first round warms up
-                        found.setdefault((name, clients), []).append(load)
-                        print(
-                            f"round {number}  {name:10} {clients:3} clients  p50 {load.p50_us:8.0f} µs  {load.per_second:8.0f}/s  {load.errors} errors",
-                            flush=True,
-                        )
-    # Ratios within a round, since the machine is the same only there; then the median over the rounds.
-    rounds = range(options.rounds)
-    added = statistics.median(found["scenarium", 1][r].p50_us - found["FastAPI", 1][r].p50_us for r in rounds)
-    figures = [
+        found = measure(servers, rounds, seconds, Path(script.name))
+    # Differences and ratios within a round, since the machine is the same only there; then the median over the rounds.
+    each = range(rounds)
+    added = statistics.median(found["scenarium", 1][r].p50_us - found["FastAPI", 1][r].p50_us for r in each)
+    made = [
         results.figure("gateway: p50 at one client, over plain FastAPI", added, "µs", "lower", 100, 50),
-        results.figure("gateway: requests/s at 32 clients, against plain FastAPI", ratio(found, "FastAPI", rounds), "times", "higher", 1.2, 1.6),
+        results.figure("gateway: requests/s at 32 clients, against plain FastAPI", ratio(found, "FastAPI", each), "times", "higher", 1.2, 1.6),
     ]
     if litserve:
-        figures.append(results.figure("gateway: requests/s at 32 clients, against LitServe", ratio(found, "LitServe", rounds), "times", "higher", 5, 8))
+        made.append(results.figure("gateway: requests/s at 32 clients, against LitServe", ratio(found, "LitServe", each), "times", "higher", 5, 8))
     for name in servers:
-        figures.append(results.figure(f"{name}: p50 at one client", statistics.median(x.p50_us for x in found[name, 1]), "µs", "lower"))
-        figures.append(results.figure(f"{name}: requests/s at 32 clients", statistics.median(x.per_second for x in found[name, 32]), "1/s", "higher"))
-    results.show(figures)
-    results.write("spine", figures, ("fastapi", "starlette", "uvicorn", "pydantic", "numpy"))
+        made.append(results.figure(f"{name}: p50 at one client", statistics.median(x.p50_us for x in found[name, 1]), "µs", "lower"))
+        made.append(results.figure(f"{name}: requests/s at 32 clients", statistics.median(x.per_second for x in found[name, 32]), "1/s", "higher"))
+    return made
+
+
+def measure(servers: dict[str, str], rounds: int, seconds: float, script: Path) -> dict[tuple[str, int], list[Load]]:
+    """The load of each round, by server and number of clients."""
+    found: dict[tuple[str, int], list[Load]] = {}
+    for number in range(rounds + 1):
+        for clients in (1, 32):
+            for name, url in servers.items():
+                load = wrk(url, clients, seconds if number else 1, script)
+                if number:  # the first round warms up
+                    found.setdefault((name, clients), []).append(load)
+                    figures = f"p50 {load.p50_us:8.0f} µs  {load.per_second:8.0f}/s  {load.errors} errors"
+                    print(f"round {number}  {name:10} {clients:3} clients  {figures}", flush=True)
+    return found
 
 
 def ratio(found: dict[tuple[str, int], list[Load]], peer: str, rounds: range) -> float:
     """Our requests a second over the peer's, at 32 clients."""
     return statistics.median(found["scenarium", 32][r].per_second / found[peer, 32][r].per_second for r in rounds)
+
+
+def main() -> None:
+    """Run, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = ROOT.parent / ".venv-bench" / "bin" / "python"
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--litserve", default=str(default) if default.exists() else None, help="a Python that has the packages of benchmarks/peers.txt")
+    options = parser.parse_args()
+    made = figures(options.rounds, options.seconds, options.litserve)
+    results.show(made)
+    results.write("spine", made, PACKAGES)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import httpx
 
 from benchmarks import results
 
+PACKAGES = ("torch", "transformers", "starlette", "uvicorn")
 PLUGIN = Path(__file__).parent / "servers" / "bert_plugin.py"
 
 SERVE = """
@@ -105,11 +106,9 @@ class Gateway:
         return seconds, self.event("worker_ready", scenario=name, pid=worker)["load_ms"] / 1000
 
 
-def main() -> None:
-    """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenarios", type=int, default=24)
-    names = [f"bert{number}" for number in range(parser.parse_args().scenarios)]
+def figures(scenarios: int = 24) -> list[results.Figure]:
+    """Measure."""
+    names = [f"bert{number}" for number in range(scenarios)]
     with tempfile.TemporaryDirectory(prefix="scenarium-bench-") as path:
         train(names, Path(path))
         gateway = Gateway(names, Path(path))
@@ -124,14 +123,21 @@ def main() -> None:
         finally:
             gateway.process.send_signal(signal.SIGTERM)
             assert gateway.process.wait(60) == 0
-    figures = [
-        results.figure(f"gateway: {len(names)} small BERT workers ready after", ready, "s", "lower", 10),
-        results.figure(f"gateway: {len(names)} small BERT workers, sum of PSS", pss, "GB", "lower", 1.5),
+    return [
+        results.figure(f"gateway: {scenarios} small BERT workers ready after", ready, "s", "lower", 10),
+        results.figure(f"gateway: {scenarios} small BERT workers, sum of PSS", pss, "GB", "lower", 1.5),
         results.figure("gateway: a killed worker answers after, without loading", statistics.median(a - b for a, b in returns), "s", "lower", 0.5),
         results.figure("gateway: loading of a killed worker's version", statistics.median(b for _, b in returns), "s", "lower"),
     ]
-    results.show(figures)
-    results.write("spine", figures, ("torch", "transformers", "starlette", "uvicorn"))
+
+
+def main() -> None:
+    """Run, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenarios", type=int, default=24)
+    made = figures(parser.parse_args().scenarios)
+    results.show(made)
+    results.write("spine", made, PACKAGES)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ class Toy(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.layers = weights()
 
-    def decode_request(self, request: dict[str, Any]) -> np.ndarray:
+    def decode_request(self, request):  # an annotation would become a query parameter
         return np.asarray(request["features"], dtype=np.float32)
 
     def batch(self, inputs: list[np.ndarray]) -> np.ndarray:

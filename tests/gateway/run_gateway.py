@@ -1,4 +1,4 @@
-"""Starts a gateway over single-file plugins: ``run_gateway.py STORE PLUGINS_JSON SETS_JSON``."""
+"""Starts a gateway over single-file plugins: ``run_gateway.py STORE PLUGINS_JSON SETS_JSON [spawn]``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from scenarium.core.config import GatewayConfig
 from scenarium.core.registry import Plugin, Registry
 from scenarium.core.settings import Settings
 from scenarium.core.store import Store
+from scenarium.gateway import zygotes
 from scenarium.gateway.server import serve
 
 if __name__ == "__main__":
+    zygotes.FORK = zygotes.FORK and "spawn" not in sys.argv[4:]
     store, plugins, sets = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
     settings = Settings.read(environ={"SCENARIUM_STORE": store}, sets=[*sets, "gateway.port=0"])
     registry = Registry(settings, {name: Plugin(name, target, f"scenarium-{name}", "0.1.0") for name, target in plugins.items()})

@@ -75,7 +75,6 @@ class Zygote:
         self.modules = frozenset(modules)
         self.on_exit = on_exit
         self.dead = False
-        self.failed: dict[str, str] = {}
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._forks: dict[int, asyncio.Future[tuple[int, int]]] = {}
         self._count = 0
@@ -138,7 +137,9 @@ class Zygote:
             return
         told = json.loads(message)
         if "ready" in told:
-            self.failed = told["failed"]
+            for module, reason in told["failed"].items():
+                if not (module in TORCH and reason.startswith("ModuleNotFoundError")):  # those are optional
+                    logs.event("warning", "preload_failed", zygote=self.kind, module=module, reason=reason)
             if not self._ready.done():
                 self._ready.set_result(None)
         elif "id" in told:
