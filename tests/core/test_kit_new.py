@@ -87,7 +87,6 @@ def test_trains_on_the_users_own_file(written: tuple[str, Path], tmp_path: Path)
     manifest = trained.version.manifest
     assert manifest.data_origin == "real"
     assert manifest.metric.name in manifest.metrics
-    assert trained.seconds < 60
 
 
 @pytest.mark.parametrize("name", ["My-Scenario", "1st", "a__b", "_a", "class", "a" * 41, "中文", "", "a_"])
