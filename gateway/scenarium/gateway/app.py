@@ -98,8 +98,14 @@ class Gateway:
         task.add_done_callback(self._tasks.discard)
 
     def _numbers(self) -> dict[str, int | None]:
-        """The production version of each scenario."""
-        return {name: self.store.aliases(name)["aliases"].get(PRODUCTION) for name in self.services}
+        """The production version of each scenario; None too where its alias file is damaged, which ``load`` tells."""
+        found: dict[str, int | None] = {}
+        for name in self.services:
+            try:
+                found[name] = self.store.aliases(name)["aliases"].get(PRODUCTION)
+            except ScenariumError:
+                found[name] = None
+        return found
 
     def _preload(self, numbers: dict[str, int | None]) -> None:
         """Tell the zygotes what the versions' workers share, before the first fork."""

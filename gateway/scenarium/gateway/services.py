@@ -25,6 +25,9 @@ from scenarium.gateway.zygotes import Nursery
 State = Literal["untrained", "starting", "ready", "failed", "stopped"]
 STATES: tuple[State, ...] = ("untrained", "starting", "ready", "failed", "stopped")
 
+NOT_TRAINED = ("SCN-4004", "SCN-5010")
+"""Nothing is trained yet, or nothing reached its floor: no fault, but nothing to serve."""
+
 LOAD_LIMIT_S = 600.0
 """A worker that is not ready after this is killed: a plugin may hang on import."""
 QUICK_DEATHS, DEATH_WINDOW_S, LONGEST_WAIT_S = 3, 60.0, 30.0
@@ -266,9 +269,8 @@ class Service:
                 plugin = self.registry.plugin(self.name)
                 if plugin.error:
                     raise plugin.error
-                if number is None:
-                    raise ScenariumError("SCN-4004", name=self.name)
-                version = await asyncio.to_thread(self.store.open, self.name, number)
+                # Without a number the store says why there is none.
+                version = await asyncio.to_thread(self.store.open, self.name, *(() if number is None else (number,)))
             except ScenariumError as fault:
                 self._refuse(fault)
                 return
@@ -309,7 +311,7 @@ class Service:
         self.note_fault(fault, "version_refused")
         if self.current is None:
             self.fault = fault
-            self.state = "untrained" if fault.code == "SCN-4004" else "failed"
+            self.state = "untrained" if fault.code in NOT_TRAINED else "failed"
 
     def joined(self, generation: Generation, link: WorkerLink) -> None:
         """A worker is ready."""
@@ -327,7 +329,7 @@ class Service:
 
     def note_fault(self, fault: ScenariumError, what: str, **values: Any) -> None:
         """Keep and log the last fault."""
-        if fault.code == "SCN-4004":
+        if fault.code in NOT_TRAINED:
             return
         self.last_fault = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": what, "en": fault.problem("en"), "zh": fault.problem("zh")}
         logs.event("error", what, scenario=self.name, code=fault.code, title=fault.title(), hint=fault.hint(), **values)
