@@ -248,3 +248,13 @@ def test_the_baseline_learns() -> None:
     rows = dialogues.rows(fills=3)
     baseline = plugin.baseline([row for row in rows if row["_split"] == "train"], [row for row in rows if row["_split"] == "test"])
     assert 0.6 < baseline.metrics["macro_f1"] <= 1
+
+
+def test_training_and_export_sum_the_same_rows() -> None:
+    import torch
+
+    from scenarium_fraud_text.network import added
+
+    table = torch.nn.Embedding(50, 6)
+    ids, weights = torch.randint(0, 50, (2, 5, 4)), torch.rand(2, 5, 4)
+    torch.testing.assert_close(added(table.train(), ids, weights), added(table.eval(), ids, weights))
