@@ -34,7 +34,8 @@ def tokenize(text: str, limit: int | None = None) -> Tokens:
     >>> tokenize("转账500元 now!").words
     ['转', '账', '500', '元', 'now', '!']
     """
-    words, spans = [], []
+    words: list[str] = []
+    spans: list[tuple[int, int]] = []
     for match in _TOKEN.finditer(text):
         if len(words) == limit:
             break
