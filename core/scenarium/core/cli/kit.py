@@ -31,9 +31,10 @@ def new(name: str, template: str, parent: Path | None) -> None:
 
     folder = create(name, template, parent)
     click.echo(folder)
+    place = folder if folder.is_absolute() else f"./{folder}"
     base.note(
-        f"Next: pip install -e {folder} && scenarium check {name} && scenarium train {name} && scenarium serve",
-        f"下一步：pip install -e {folder} && scenarium check {name} && scenarium train {name} && scenarium serve",
+        f"Next: pip install -e {place} && scenarium check {name} && scenarium train {name} && scenarium serve",
+        f"下一步：pip install -e {place} && scenarium check {name} && scenarium train {name} && scenarium serve",
     )
 
 

@@ -43,6 +43,8 @@ class Probe:
         self.written: list[Path] = []
         """Files outside the run's folders that the hook ``train`` wrote."""
         self.train_seconds = 0.0
+        self.exported: list[str] = []
+        """Names of the files that the hook ``export`` wrote."""
         self.evaluation_fault: Exception | None = None
         """What ``evaluate`` raised in the measurement. The version is committed all the same, so that other checks can find the cause."""
 
@@ -78,6 +80,13 @@ class Probe:
         except Exception as fault:
             self.evaluation_fault = fault
             return Evaluation({}, [], [])
+
+    @hookimpl(wrapper=True)
+    def export(self) -> Generator[None, Sequence[str], Sequence[str]]:
+        """Remember what was exported, whatever becomes of it."""
+        names = yield
+        self.exported = list(names)
+        return names
 
     @hookimpl(wrapper=True)
     def preprocess(self, request: BaseModel) -> Generator[None, Any, Any]:
