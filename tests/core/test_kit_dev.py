@@ -131,7 +131,7 @@ def test_change_of_the_training_trains_again(dev: Dev) -> None:
 
 @pytest.mark.slow
 def test_breakpoint_stops_in_process(file: Path, tmp_path: Path) -> None:
-    text = file.read_text(encoding="utf8").replace("return Answer(label=output)", "breakpoint(); return Answer(label=output)")
+    text = file.read_text(encoding="utf8").replace("return Answer(label=output)", "\n    breakpoint()\n    return Answer(label=output)")
     file.write_text(text, encoding="utf8")
     # The quick training answers requests too, in a process of its own, and must not stop there.
     running = Dev(file, tmp_path, "--in-process", stdin=subprocess.PIPE)
@@ -149,9 +149,10 @@ def test_breakpoint_stops_in_process(file: Path, tmp_path: Path) -> None:
         thread.join(20)
         assert answers == [(200, {"label": "sad"})]
     finally:
-        running.stop()
         assert running.process.stdin
         running.process.stdin.close()
+        running.process.kill()
+        running.process.wait()
 
 
 def test_serving_hooks_decide_nothing_about_the_training(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
