@@ -175,12 +175,19 @@ def metric(config: ChatbotConfig) -> Metric:
 
 @hookimpl
 def evaluate(config: ChatbotConfig, runtime: Runtime, rows: Sequence[Row]) -> Evaluation:
-    """Intents of held-out utterances by the NLU alone, outside any conversation."""
+    """Intents of held-out utterances by the NLU alone, outside any conversation.
+
+    What it is unsure of counts as out of scope where the data has that intent: the user is told the same.
+    """
     bot: Bot = runtime.model
     label_of = {name: label for label, name in runtime.state.get("names", {}).items()}
+    unsure = {row["intent"] for row in rows} & {OUT_OF_SCOPE}
     answers: list[dict[str, Any]]
     try:
-        answers = [{**parsed, "answered": True, "intent": label_of.get(parsed["intent"], parsed["intent"])} for parsed in bot.parse([r["text"] for r in rows])]
+        answers = [
+            {**parsed, "answered": True, "intent": OUT_OF_SCOPE if parsed["fallback"] and unsure else label_of.get(parsed["intent"], parsed["intent"])}
+            for parsed in bot.parse([row["text"] for row in rows])
+        ]
     except ScenariumError:
         if not config.model.url:
             raise

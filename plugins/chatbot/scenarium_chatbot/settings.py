@@ -51,7 +51,7 @@ class ChatbotModel(ModelConfig):
 class ChatbotTrain(TrainConfig):
     """DIET's training. Of the shared trainer's settings `epochs`, `batch_size`, `lr`, `seed` and `threads` are used."""
 
-    epochs: int = Field(20, gt=0)
+    epochs: int = Field(15, gt=0)
     """Passes over the training rows."""
     batch_size: int = Field(64, gt=0)
     """Rows of a batch."""
