@@ -23,7 +23,9 @@ class Answer(Response):
 
 
 def _rows(paths: list[Path]) -> list[dict[str, Any]]:
-    return [{"text": f"message number {n} of this data set", "label": LABELS[n % 2]} for n in range(400)]
+    rng = np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz     "))
+    return [{"text": "".join(rng.choice(letters, 60)), "label": LABELS[n % 2]} for n in range(400)]
 
 
 @hookimpl
