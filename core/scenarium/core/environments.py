@@ -216,4 +216,6 @@ def _pip_index() -> list[str]:
         return []
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
     settings = dict(re.findall(r"^(?:global|install|:env:)\.(index-url|extra-index-url|find-links)='(.*)'$", listed, re.MULTILINE))
-    return [word for key, values in settings.items() for value in values.replace("\\n", " ").split() for word in (f"--{key}", value)]
+    words = [word for key, values in settings.items() for value in values.replace("\\n", " ").split() for word in (f"--{key}", value)]
+    # Several indexes mean to pip that the best match of all is taken; to uv that the first which knows the name decides.
+    return [*words, "--index-strategy", "unsafe-best-match"] if "extra-index-url" in settings else words
