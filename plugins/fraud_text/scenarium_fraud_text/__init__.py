@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from scenarium.core import (
 from scenarium.core.text import tokenize
 from scenarium_fraud_text import dialogues, mails
 from scenarium_fraud_text.explain import phrases, token_weights
-from scenarium_fraud_text.features import KINDS, ids
+from scenarium_fraud_text.features import KINDS, ids, shares
 from scenarium_fraud_text.measures import best_temperature, calibration_error, macro_f1, precision_recall, roc_auc, softmax
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Model(ModelConfig):
     """Gated convolutions, each of three tokens."""
     dropout: float = pydantic.Field(0.3, ge=0, lt=1)
     """Share of n-grams and of features dropped while training."""
+    balance: float = pydantic.Field(1.0, ge=0, le=1)
+    """How much rare labels count in training: 0 as often as they occur, 1 as much as the frequent ones."""
     tokens: int = pydantic.Field(256, ge=8, le=READ)
     """Tokens of a text that one training step sees, from a random place of a longer text."""
     words: int = pydantic.Field(8, ge=0, le=100)
@@ -145,8 +148,11 @@ def sample() -> Message:
 
 
 @hookimpl
-def fit(rows: Sequence[Row]) -> Mapping[str, Any]:
-    return {"labels": sorted({row["label"] for row in rows}), "temperature": 1.0}
+def fit(config: Config, rows: Sequence[Row]) -> Mapping[str, Any]:
+    counts = Counter(row["label"] for row in rows)
+    labels = sorted(counts)
+    importance = [(len(rows) / len(labels) / counts[label]) ** config.model.balance for label in labels]
+    return {"labels": labels, "importance": importance, "temperature": 1.0}
 
 
 @hookimpl
@@ -160,13 +166,16 @@ def encode(config: Config, processor: Mapping[str, Any], item: Any, rng: np.rand
     labels = processor["labels"]
     # A label that the training rows never had cannot be learned; -100 leaves the row out of the validation loss.
     target = labels.index(item["label"]) if item["label"] in labels else -100
-    return {"ids": item["ids"][start : start + config.model.tokens], "labels": np.int64(target)}
+    found = item["ids"][start : start + config.model.tokens]
+    importance = np.float32(processor["importance"][target] if target >= 0 else 0)
+    return {"ids": found, "shares": shares(found), "labels": np.int64(target), "importance": importance}
 
 
 @hookimpl
 def signature(state: Mapping[str, Any]) -> Signature:
     labels = len(state["labels"])
-    return Signature((TensorSpec("ids", "int32", (-1, KINDS)),), (TensorSpec("logits", "float32", (labels,)), TensorSpec("evidence", "float32", (-1, labels))))
+    inputs = (TensorSpec("ids", "int32", (-1, KINDS)), TensorSpec("shares", "float32", (-1, KINDS)))
+    return Signature(inputs, (TensorSpec("logits", "float32", (labels,)), TensorSpec("evidence", "float32", (-1, labels))))
 
 
 @hookimpl
@@ -175,6 +184,16 @@ def model(config: Config, state: Mapping[str, Any]) -> torch.nn.Module:
 
     size = config.model
     return Evidence(len(state["labels"]), size.buckets, size.width, size.layers, size.dropout)
+
+
+@hookimpl
+def loss(signature: Signature, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross entropy in which rare labels count more (``model.balance``)."""
+    from torch.nn import functional
+
+    logits, _ = model(**{spec.name: batch[spec.name] for spec in signature.inputs})
+    each = functional.cross_entropy(logits.float(), batch["labels"], reduction="none", ignore_index=-100)
+    return (each * batch["importance"]).sum(), batch["importance"].sum()
 
 
 @hookimpl(wrapper=True)
@@ -246,7 +265,15 @@ def preprocess(config: Config, request: Message) -> Mapping[str, np.ndarray]:
     tokens = tokenize(request.text, READ)
     if not tokens.words:
         raise BadInput("text", "holds nothing but white space", "只有空白字符")
-    return {"ids": ids(tokens, config.model.buckets)}
+    found = ids(tokens, config.model.buckets)
+    return {"ids": found, "shares": shares(found)}
+
+
+@hookimpl(wrapper=True)
+def predict_batch(batch: Sequence[Mapping[str, np.ndarray]]) -> Generator[None, Sequence[Any], Sequence[Any]]:
+    """Each item's evidence without the padding of its batch."""
+    outputs = yield
+    return [{**output, "evidence": output["evidence"][: len(item["ids"])]} for output, item in zip(outputs, batch, strict=True)]
 
 
 @hookimpl
@@ -255,7 +282,7 @@ def postprocess(config: Config, processor: Mapping[str, Any], request: Message, 
     probabilities = softmax(output["logits"] / temperature)
     best = int(probabilities.argmax())
     tokens = tokenize(request.text, READ)
-    weights = token_weights(output["evidence"][: len(tokens.words)], probabilities, best, temperature)
+    weights = token_weights(output["evidence"], probabilities, best, temperature)
     text = request.text
     words = [Word(text=text[p.start : p.end], start=p.start, end=p.end, weight=p.weight) for p in phrases(tokens, weights, config.model.words)]
     fraud = [float(p) for p, label in zip(probabilities, labels, strict=True) if label not in config.model.normal]

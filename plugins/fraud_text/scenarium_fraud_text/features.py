@@ -42,6 +42,16 @@ def ids(tokens: Tokens, size: int) -> np.ndarray:
     return np.concatenate([buckets(np.stack(salted, 1), size), buckets(np.stack([_letters(word) for word in words]), size)], 1)
 
 
+def shares(found: np.ndarray) -> np.ndarray:
+    """``float32``, the shape of ``found``: 1 over how often the id occurs in the text, 0 for none.
+
+    So an n-gram counts once however often it is repeated (measured: it matters more than anything else on long mails), and its
+    weight is spread evenly over the places where it stands.
+    """
+    _, where, counts = np.unique(found, return_inverse=True, return_counts=True)
+    return np.where(found > 0, 1 / counts[where].reshape(found.shape), 0).astype(np.float32)
+
+
 @lru_cache(maxsize=1 << 15)
 def _letters(word: str) -> np.ndarray:
     """``uint64``, one a slot of ``LETTERS``: hashes of the word's n-grams of letters, 0 where there are fewer."""

@@ -24,23 +24,24 @@ class Evidence(nn.Module):
         self.deep = nn.Embedding(size, width)
         nn.init.zeros_(self.wide.weight)
         nn.init.normal_(self.deep.weight, std=0.1)
-        self.scale = nn.Parameter(torch.ones(1))
+        self.scale = nn.Parameter(torch.full((1,), 4.0))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers + 1))
         self.convolutions = nn.ModuleList(nn.Conv1d(width, 2 * width, 3, padding=1) for _ in range(layers))
         self.attention = nn.Linear(width, 1)
         self.labels = nn.Linear(width, labels, bias=False)
         self.bias = nn.Parameter(torch.zeros(labels))
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """``ids`` int32 [rows, tokens, kinds], 0 = none → logits [rows, labels], evidence [rows, tokens, labels].
+    def forward(self, ids: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """``ids`` int32 [rows, tokens, kinds] (0 = none), ``shares`` float32 of that shape (0 = none; an n-gram's places sum to 1)
+        → logits [rows, labels], evidence [rows, tokens, labels].
 
         ``logits = bias + evidence.sum(1)`` exactly. Rows of zeros add nothing, so padding changes no answer.
         """
-        seen = (ids > 0).to(self.bias.dtype)
+        seen = (ids > 0).to(shares.dtype)
         mask = seen[..., :1]
         # Whole n-grams are dropped while training, so that no single one decides.
         seen = functional.dropout(seen, self.dropout, self.training)
-        wide = added(self.wide, ids, seen) * (self.scale / (ids > 0).sum((1, 2)).clamp(min=1).sqrt().view(-1, 1, 1))
+        wide = added(self.wide, ids, shares * seen) * (self.scale / shares.sum((1, 2)).clamp(min=1).sqrt().view(-1, 1, 1))
         x = self.norms[0](added(self.deep, ids[..., :DEEP], seen[..., :DEEP])) * mask
         for convolution, norm in zip(self.convolutions, list(self.norms)[1:], strict=True):
             value, gate = convolution(x.transpose(1, 2)).transpose(1, 2).chunk(2, -1)

@@ -44,6 +44,9 @@ def annotated(s: Subject) -> None:
         own = getattr(s.scenario.implementation, name)
         spec_hints, own_hints = hints(getattr(hookspecs, name)), hints(own)
         for argument, annotation in own_hints.items():
+            if argument == "return" and own.scenarium_impl["wrapper"]:
+                # What a wrapper returns is the third of Generator[yields, takes, returns].
+                annotation = (*get_args(annotation), Any, Any, Any)[2]
             if not fits(annotation, spec_hints.get(argument, Any)):
                 where = "return" if argument == "return" else argument
                 code = inspect.unwrap(own).__code__
