@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pydantic
@@ -28,10 +28,12 @@ from scenarium.core import (
 )
 from scenarium.core.formats.entities import to_tags
 from scenarium.core.text import tokenize
+from scenarium.core.types import SplitName
 from scenarium_medical_ner import records
 from scenarium_medical_ner.decoding import run_windows, spans, tag_names, windows
 from scenarium_medical_ner.features import KINDS, ids
-from scenarium_medical_ner.measures import Gazetteer, counts, entity_scores, precision_recall_f1
+from scenarium_medical_ner.gazetteer import Gazetteer
+from scenarium_medical_ner.measures import counts, entity_scores, precision_recall_f1
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +62,8 @@ class Train(TrainConfig):
 
     epochs: int = pydantic.Field(8, gt=0)
     """Passes over the training rows."""
+    batch_size: int = pydantic.Field(16, gt=0)
+    """Windows of a micro-batch."""
     lr: float = pydantic.Field(2e-3, gt=0)
     """Peak learning rate."""
 
@@ -100,6 +104,13 @@ class Entities(Response):
     """All that were found."""
 
 
+class Processor(NamedTuple):
+    """What reading and answering need."""
+
+    tags: list[str]
+    gazetteer: Gazetteer
+
+
 @hookimpl
 def config() -> type[ScenarioConfig]:
     return Config
@@ -130,18 +141,24 @@ def sample() -> Record:
 
 @hookimpl
 def fit(rows: Sequence[Row]) -> Mapping[str, Any]:
-    return {"tags": tag_names(sorted({entity["label"] for row in rows for entity in row["entities"]}))}
+    return {"tags": tag_names(sorted({entity["label"] for row in rows for entity in row["entities"]})), "terms": Gazetteer.collect(rows)}
 
 
 @hookimpl
-def items(config: Config, processor: Mapping[str, Any], rows: Sequence[Row]) -> Sequence[Any]:
+def processor(state: Mapping[str, Any]) -> Processor:
+    return Processor(state["tags"], Gazetteer(state["terms"]))
+
+
+@hookimpl
+def items(config: Config, processor: Processor, rows: Sequence[Row], split: SplitName) -> Sequence[Any]:
     """Windows of the rows. A label that the training rows never had is no entity for the model."""
-    number = {tag: index for index, tag in enumerate(processor["tags"])}
+    number = {tag: index for index, tag in enumerate(processor.tags)}
     found = []
     for row in rows:
         tokens = tokenize(row["text"])
         if tokens.words:
-            features = ids(tokens, config.model.buckets)
+            marks = processor.gazetteer.marks(tokens.words, least=2 if split == "train" else 1)
+            features = ids(tokens, marks, config.model.buckets)
             tags = np.array([number.get(tag, 0) for tag in to_tags(row["entities"], [(int(a), int(b)) for a, b in tokens.spans])], np.int64)
             found += [{"ids": features[a:b], "labels": tags[a:b]} for a, b in windows(len(tags), config.model.window, OVERLAP)]
     return found
@@ -177,7 +194,7 @@ def score(rows: Sequence[Row], answers: Sequence[Mapping[str, Any]]) -> Mapping[
 
 @hookimpl
 def baseline(train: Sequence[Row], test: Sequence[Row]) -> Baseline:
-    gazetteer = Gazetteer(train)
+    gazetteer = Gazetteer(Gazetteer.collect(train))
     return Baseline("gazetteer (longest match of training entities)", entity_scores(test, [{"entities": gazetteer.entities(row["text"])} for row in test]))
 
 
@@ -202,8 +219,9 @@ def traits() -> Traits:
 
 
 @hookimpl
-def preprocess(config: Config, request: Record) -> Mapping[str, np.ndarray]:
-    return {"ids": ids(tokenize(request.text), config.model.buckets)}
+def preprocess(config: Config, processor: Processor, request: Record) -> Mapping[str, np.ndarray]:
+    tokens = tokenize(request.text)
+    return {"ids": ids(tokens, processor.gazetteer.marks(tokens.words), config.model.buckets)}
 
 
 @hookimpl
@@ -213,12 +231,12 @@ def predict_batch(config: Config, model: Any, batch: Sequence[Mapping[str, np.nd
 
 
 @hookimpl
-def postprocess(processor: Mapping[str, Any], request: Record, output: np.ndarray) -> Entities:
+def postprocess(processor: Processor, request: Record, output: np.ndarray) -> Entities:
     text, tokens = request.text, tokenize(request.text)
     if not tokens.words:
         return Entities(entities=[])
     found = []
-    for span in spans(output, processor["tags"]):
+    for span in spans(output, processor.tags):
         start, end = int(tokens.spans[span.first, 0]), int(tokens.spans[span.after - 1, 1])
         found.append(Entity(text=text[start:end], start=start, end=end, label=span.label, score=span.score))
     return Entities(entities=found)

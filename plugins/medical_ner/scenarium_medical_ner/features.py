@@ -1,20 +1,23 @@
-"""From a text to hashed ids of each token: the word, its neighbours, its beginnings and endings, the way it is written."""
+"""From a text to hashed ids of each token: the word, its neighbours, its beginnings and endings, the way it is written, and whether a
+dictionary knows it."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from scenarium.core.text import Tokens, buckets, hash_words, join_hashes, normal, shape, shift
 
-KINDS = 12
+KINDS = 14
 """Ids of one token."""
 
 
-def ids(tokens: Tokens, size: int) -> np.ndarray:
+def ids(tokens: Tokens, marks: Sequence[str], size: int) -> np.ndarray:
     """``int32 [tokens, KINDS]`` in 0 … ``size`` - 1; 0 stands for none. A text without a token gives one row of zeros.
 
     Beginnings and endings of words stand for what is unseen: *-itis*, *-oma*, *hyper-*. A Han character has none; there the
-    pairs and the triple around it do that work.
+    pairs and the triple around it do that work. ``marks`` are the dictionary's tags of the tokens (``O``: unknown).
     """
     if not tokens.words:
         return np.zeros((1, KINDS), np.int32)
@@ -22,6 +25,7 @@ def ids(tokens: Tokens, size: int) -> np.ndarray:
     one, form = hash_words(words), hash_words([shape(word) for word in tokens.words])
     before, after = shift(one, -1), shift(one, 1)
     before[0] = after[-1] = np.uint64(1)
+    known = hash_words(list(marks))
     parts = [_parts(words, length) for length in (2, 3, 4)]
     kinds = (
         one,
@@ -30,6 +34,8 @@ def ids(tokens: Tokens, size: int) -> np.ndarray:
         join_hashes(before, one),
         join_hashes(one, after),
         join_hashes(before, one, after),
+        known,
+        join_hashes(shift(known, -1), known, shift(known, 1)),
         *(part for pair in parts for part in pair),
     )
     salted = [join_hashes(np.full_like(column, kind + 1), column) for kind, column in enumerate(kinds)]

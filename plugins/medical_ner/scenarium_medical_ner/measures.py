@@ -1,12 +1,10 @@
-"""Entity-level precision, recall and F1, and the gazetteer that they are compared with."""
+"""Entity-level precision, recall and F1."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from scenarium.core.text import normal, tokenize
 from scenarium.core.types import Row
 
 
@@ -38,33 +36,3 @@ def entity_scores(rows: Sequence[Row], answers: Sequence[Mapping[str, Any]]) -> 
     precision, recall, f1 = precision_recall_f1(*(sum(column) for column in zip(*table.values(), strict=True))) if table else (0.0, 0.0, 0.0)
     each = [precision_recall_f1(*row)[2] for row in table.values() if row[2]]
     return {"f1": f1, "precision": precision, "recall": recall, "macro_f1": sum(each) / max(len(each), 1)}
-
-
-class Gazetteer:
-    """A dictionary of the entities of the training rows; the longest entry that stands at a token wins."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        seen: dict[tuple[str, ...], Counter[str]] = {}
-        for row in rows:
-            for entity in row["entities"]:
-                words = tuple(map(normal, tokenize(row["text"][entity["start"] : entity["end"]]).words))
-                if words:
-                    seen.setdefault(words, Counter())[entity["label"]] += 1
-        self.labels = {words: labels.most_common(1)[0][0] for words, labels in seen.items()}
-        self.longest = max(map(len, self.labels), default=0)
-
-    def entities(self, text: str) -> list[dict[str, Any]]:
-        """The dictionary's entities in ``text``."""
-        words, spans = tokenize(text)
-        words = [normal(word) for word in words]
-        found, at = [], 0
-        while at < len(words):
-            for length in range(min(self.longest, len(words) - at), 0, -1):
-                label = self.labels.get(tuple(words[at : at + length]))
-                if label:
-                    found.append({"start": int(spans[at, 0]), "end": int(spans[at + length - 1, 1]), "label": label})
-                    break
-            else:
-                length = 1
-            at += length
-        return found

@@ -20,7 +20,7 @@ from scenarium.core.handle import Handle
 from scenarium.core.kit.pytest_plugin import ScenarioConformance
 from scenarium.core.registry import Registry
 from scenarium.core.text import tokenize
-from scenarium_medical_ner import decoding, features, measures, records
+from scenarium_medical_ner import decoding, features, gazetteer, measures, records
 
 SMALL = ["train.epochs=8", "model.buckets=8192", "model.width=48", "train.threads=1"]
 TERMS = {
@@ -103,7 +103,8 @@ def test_100_kilobytes_give_what_their_parts_give(trained: Handle) -> None:
 
 def test_windows_give_the_logits_of_the_whole(trained: Handle) -> None:
     runtime = trained.runtime
-    whole = features.ids(tokenize("\n".join(row["text"] for row in rows(30, seed=5))), 8192)
+    tokens = tokenize("\n".join(row["text"] for row in rows(30, seed=5)))
+    whole = features.ids(tokens, runtime.processor.gazetteer.marks(tokens.words), 8192)
 
     def forward(batch: np.ndarray) -> np.ndarray:
         return np.asarray(runtime.model({"ids": batch})["logits"])
@@ -204,12 +205,22 @@ def test_scores_count_exact_entities() -> None:
 def test_the_gazetteer_takes_the_longest_match() -> None:
     text = "atrial fibrillation and Fibrillation"
     known = [{"text": text, "entities": [{"start": 0, "end": 19, "label": "disease"}, {"start": 24, "end": 36, "label": "symptom"}]}]
-    found = measures.Gazetteer(known).entities("ATRIAL fibrillation, fibrillation")
+    terms = gazetteer.Gazetteer.collect(known)
+    assert json.loads(json.dumps(terms)) == terms
+    found = gazetteer.Gazetteer(terms).entities("ATRIAL fibrillation, fibrillation")
     assert [(e["start"], e["end"], e["label"]) for e in found] == [(0, 19, "disease"), (21, 33, "symptom")]
-    assert measures.Gazetteer([]).entities("fever") == []
+    assert gazetteer.Gazetteer({}).entities("fever") == []
 
 
-def test_generated_records_hold_out_terms_and_sentences() -> None:
+def test_a_training_row_is_not_told_what_only_it_marks() -> None:
+    once, twice = {"start": 0, "end": 5, "label": "a"}, {"start": 6, "end": 11, "label": "b"}
+    known = [{"text": "fever cough", "entities": [once, twice]}, {"text": "      cough", "entities": [twice]}]
+    dictionary = gazetteer.Gazetteer(gazetteer.Gazetteer.collect(known))
+    assert dictionary.marks(["Fever", "cough"]) == ["B-a", "B-b"]
+    assert dictionary.marks(["Fever", "cough"], least=2) == ["O", "B-b"]
+
+
+def test_generated_records_hold_out_terms() -> None:
     many = {label: [f"{label}词{number}号" for number in range(60)] for label in TERMS}
     made = records.generate("zh", many)
     seen: dict[str, set[str]] = {"train": set(), "val": set(), "test": set()}
