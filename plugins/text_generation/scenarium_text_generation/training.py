@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from transformers.utils.logging import disable_progress_bar
 
 from scenarium.core import Data, Run
-from scenarium.training.trainer import fit
+from scenarium.training import fit
 from scenarium_text_generation.base import SCRATCH, SMOLLM2, resolve
 from scenarium_text_generation.generator import CausalLM
 
