@@ -32,7 +32,7 @@ mark { padding: 0 .15em; border-radius: 3px } mark sub { font-size: 10px; margin
 .origin { border: 1px solid var(--accent); border-radius: 4px; padding: 0 .4em }
 """
 
-_CURVES: dict[str, Any] = (
+_CURVES: tuple[tuple[str, tuple[str, ...], dict[str, str]], ...] = (
     ("loss / 损失", ("loss", "val_loss"), {"loss": "training / 训练", "val_loss": "validation / 验证"}),
     ("learning rate / 学习率", ("lr",), {}),
     ("samples per second / 每秒样本数", ("samples_per_s",), {}),
