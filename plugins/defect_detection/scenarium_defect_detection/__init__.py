@@ -78,11 +78,11 @@ class Model(ModelConfig):
 class Train(TrainConfig):
     """The shared trainer's settings, with what suits parts."""
 
-    epochs: int = pydantic.Field(15, gt=0)
+    epochs: int = pydantic.Field(24, gt=0)
     """Passes over the training rows."""
-    batch_size: int = pydantic.Field(16, gt=0)
+    batch_size: int = pydantic.Field(8, gt=0)
     """Rows of a micro-batch on one device."""
-    lr: float = pydantic.Field(3e-3, gt=0)
+    lr: float = pydantic.Field(4e-3, gt=0)
     """Peak learning rate. Use about 3e-4 when a pretrained backbone is tuned."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """fp32: on a processor the default network's narrow layers gain nothing from bf16."""

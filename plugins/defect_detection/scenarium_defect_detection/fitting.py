@@ -129,8 +129,23 @@ def threshold(network: torch.nn.Module, rows: Sequence[Row], size: int, false_al
     network.eval()
     with torch.inference_mode():
         scores = torch.cat([network(image=batch)[1] for batch in batches(rows, size)]).numpy()
-    # "higher": with few parts, the threshold is the highest score of a good one.
-    return float(np.quantile(scores, 1 - false_alarms, method="higher"))
+    return bound(scores.astype(np.float64), false_alarms)
+
+
+def bound(scores: np.ndarray, share: float) -> float:
+    """The value that a further good part exceeds with probability ``share``.
+
+    The empirical quantile where there are scores enough to have one; else Student's one-sided prediction bound,
+    mean + t s sqrt(1 + 1/n), which takes the scores for normal and is wide where they are few.
+    """
+    from scipy.stats import t
+
+    count = len(scores)
+    if count * share >= 1:
+        return float(np.quantile(scores, 1 - share, method="higher"))
+    if count == 1:
+        return float(scores[0])
+    return float(scores.mean() + t.ppf(1 - share, count - 1) * scores.std(ddof=1) * np.sqrt(1 + 1 / count))
 
 
 def save(network: torch.nn.Module, path: str) -> None:

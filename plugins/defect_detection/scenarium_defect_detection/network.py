@@ -30,6 +30,8 @@ class Encoder(nn.Module):
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         found = []
+        # The convolutions follow the memory format of their input; this one is a quarter faster on processors.
+        image = image.contiguous(memory_format=torch.channels_last)
         for stage in self.stages:
             image = stage(image)
             found.append(image)

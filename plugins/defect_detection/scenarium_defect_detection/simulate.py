@@ -53,17 +53,17 @@ def disturb(pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, n
         return pixels, changed
     part = pixels.astype(np.float32)
     for _ in range(rng.integers(1, 4)):
-        kind = rng.random()
-        where = strip(shape, rng) if kind < 0.3 else blob(shape, rng) if kind < 0.85 else blob(shape, rng, 0.3, 1.0)
-        if kind < 0.15 or 0.3 <= kind < 0.5:
-            # Another place of the same part, perhaps turned: right in colour, wrong where it is.
-            other = np.roll(part, tuple(rng.integers(shape[0] // 8, 7 * np.array(shape) // 8)), (0, 1))[:: rng.choice([1, -1]), :: rng.choice([1, -1])]
-            new = other * rng.uniform(0.7, 1.3)
+        where = strip(shape, rng) if rng.random() < 0.45 else blob(shape, rng)
+        kind, texture = rng.random(), noise(shape, 16, rng)[..., None]
+        if kind < 0.4:
+            new = part + rng.choice([-1, 1]) * rng.uniform(30, 120) * (0.6 + 0.8 * texture)
         elif kind < 0.85:
-            level = rng.choice([-1, 1]) * rng.uniform(15, 110)
-            new = part + level * (0.6 + 0.8 * noise(shape, 16, rng)[..., None])
+            factor = rng.uniform(0.2, 0.7) if rng.random() < 0.6 else rng.uniform(1.35, 2.2)
+            new = part * (factor * (0.85 + 0.3 * texture))
         else:
-            new = part + rng.choice([-1, 1]) * rng.uniform(12, 50) * noise(shape, 4, rng)[..., None]
+            # Another place of the same part, turned and relit: right in its texture, wrong where it is.
+            place = rng.integers(np.array(shape) // 8, 7 * np.array(shape) // 8)
+            new = np.roll(part, (int(place[0]), int(place[1])), (0, 1))[::-1, :: rng.choice([1, -1])] * rng.choice([0.6, 0.75, 1.3, 1.5])
         part = np.where(where[..., None], new, part)
         changed |= where
     # What the paste did not change to the eye is no defect.

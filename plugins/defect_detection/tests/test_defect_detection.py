@@ -264,6 +264,15 @@ def test_random_features_are_refused() -> None:
     assert plugin.chosen_method(plugin.Config()) == "simulate"
 
 
+def test_few_good_parts_give_a_wide_threshold() -> None:
+    rng = np.random.default_rng(0)
+    many = rng.standard_normal(4000)
+    assert fitting.bound(many, 0.02) == pytest.approx(2.05, abs=0.1)
+    exceeded = [rng.standard_normal(50) > fitting.bound(rng.standard_normal(6), 0.02) for _ in range(400)]
+    assert np.mean(exceeded) == pytest.approx(0.02, abs=0.008)
+    assert fitting.bound(np.array([1.5]), 0.02) == 1.5
+
+
 @pytest.mark.parametrize(("label", "task", "code"), [("裂纹", "anomaly", "SCN-3320"), (None, "classify", "SCN-3321")])
 def test_data_that_does_not_fit_the_task(label: str | None, task: Any, code: str) -> None:
     with pytest.raises(ScenariumError) as caught:
