@@ -1,7 +1,7 @@
 """What every benchmark returns, prints and writes: ``benchmarks/results/<name>.json``.
 
 A figure is a dict ``{"figure", "value", "unit", "better" ("higher" or "lower"), "must", "aim"}``; ``must`` and ``aim`` are None
-where a figure is shown for comparison only.
+where a figure is shown for comparison only. In the file each entry also names the machine, the versions and the date.
 """
 
 from __future__ import annotations
@@ -45,17 +45,16 @@ def show(figures: Sequence[Figure]) -> None:
 
 
 def write(name: str, figures: Sequence[Figure], packages: Iterable[str] = ()) -> Path:
-    """Merge ``figures`` into ``results/<name>.json`` (a figure of the same name is replaced) with machine, versions and date."""
+    """Merge ``figures`` into the list ``results/<name>.json`` (a figure of the same name is replaced), each with machine, versions and date."""
     path = FOLDER / f"{name}.json"
-    kept = json.loads(path.read_text(encoding="utf8")) if path.is_file() else {"figures": [], "versions": {}}
+    kept = json.loads(path.read_text(encoding="utf8")) if path.is_file() else []
     fresh = {entry["figure"] for entry in figures}
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    found = {
+    run = {
         "machine": machine(),
-        "versions": kept["versions"] | {"python": platform.python_version()} | {p: v for p in packages if (v := _version(p))},
-        "date": date,
-        "figures": [entry for entry in kept["figures"] if entry["figure"] not in fresh] + [entry | {"date": date} for entry in figures],
+        "versions": {"python": platform.python_version()} | {p: v for p in packages if (v := _version(p))},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    found = [entry for entry in kept if entry["figure"] not in fresh] + [entry | run for entry in figures]
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf8")
     return path
