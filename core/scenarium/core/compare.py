@@ -86,7 +86,10 @@ def compare(scenario: Scenario, store: Store, old: int, new: int, *, progress: P
     for version in (before, after):
         progress.note(f"measuring version {version.number} on {len(data.test)} held-out rows")
         runtime = Runtime.open(scenario, version.folder, version.manifest)
-        evaluations.append(scenario.hook.evaluate(config=runtime.scenario.config, runtime=runtime, rows=data.test))
+        try:
+            evaluations.append(scenario.hook.evaluate(config=runtime.scenario.config, runtime=runtime, rows=data.test))
+        finally:
+            runtime.close()
     return judge(scenario, after.manifest, old, evaluations[0], evaluations[1], seed=seed)
 
 

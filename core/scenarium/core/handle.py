@@ -59,9 +59,14 @@ class Handle:
     def use(self, ref: str | int) -> Handle:
         """Answer from another version from now on."""
         self.ref = ref
+        self.close()
         self.__dict__.pop("version", None)
-        self.__dict__.pop("runtime", None)
         return self
+
+    def close(self) -> None:
+        """End what the loaded version holds beside memory; the next request loads it again."""
+        if runtime := self.__dict__.pop("runtime", None):
+            runtime.close()
 
     @cached_property
     def version(self) -> Version:

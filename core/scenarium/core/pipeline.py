@@ -103,14 +103,17 @@ def _measure(run: Run, data: Data, store: Store, tags: dict[str, str]) -> Manife
     # The measurement uses the trained weights themselves, whatever engine will serve them.
     own = config.model_copy(update={"serve": config.serve.model_copy(update={"engine": "torch"})})
     runtime = Runtime(scenario.with_config(own), run.state, run.out)
-    evaluation = hook.evaluate(config=config, runtime=runtime, rows=data.test)
-    baseline = hook.baseline(config=config, train=data.train, test=data.test)
-    sample = hook.sample(config=config)
-    answer = runtime.predict([sample])[0]
-    if isinstance(answer, Exception):
-        raise answer
-    figures = hook.report(config=config, rows=evaluation.rows, answers=evaluation.answers)
-    tags = {**tags, "export": exports.write(run, runtime, evaluation.rows)}
+    try:
+        evaluation = hook.evaluate(config=config, runtime=runtime, rows=data.test)
+        baseline = hook.baseline(config=config, train=data.train, test=data.test)
+        sample = hook.sample(config=config)
+        answer = runtime.predict([sample])[0]
+        if isinstance(answer, Exception):
+            raise answer
+        figures = hook.report(config=config, rows=evaluation.rows, answers=evaluation.answers)
+        tags = {**tags, "export": exports.write(run, runtime, evaluation.rows)}
+    finally:
+        runtime.close()
     traits, signature = runtime.traits, runtime.signature
     manifest = Manifest(
         scenario=scenario.name,

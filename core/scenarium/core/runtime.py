@@ -100,6 +100,12 @@ class Runtime:
                 times.postprocess += clock() - ended
         return [answer if answer is not None else ScenariumError("SCN-4003", name=self.scenario.name, reason="no answer") for answer in answers]
 
+    def close(self) -> None:
+        """End what the model holds beside memory (a process, a thread, a connection): its own ``close``, where it has one."""
+        close = getattr(self.model, "close", None)
+        if close:
+            close()
+
     def stream(self, request: BaseModel) -> Iterator[Any]:
         """Yield the parts of one answer.
 
