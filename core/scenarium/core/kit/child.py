@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 3
 ROUND_SECONDS = 0.7
+NOISE_BYTES = 16 * 1024
+"""What threads that work at the moment of a mark may hold; where requests are slow a round has few of them to divide it by."""
 GRACE_SECONDS = 10.0
 
 
@@ -168,7 +170,7 @@ def _growth(runtime: Any, requests: list[Any]) -> tuple[int, int]:
         gc.collect()
         marks.append((tracemalloc.get_traced_memory()[0], count))
     tracemalloc.stop()
-    grown = [max(0, after[0] - before[0]) // after[1] for before, after in itertools.pairwise(marks)]
+    grown = [max(0, after[0] - before[0] - NOISE_BYTES) // after[1] for before, after in itertools.pairwise(marks)]
     return max(0, threading.active_count() - threads), min(grown)
 
 
