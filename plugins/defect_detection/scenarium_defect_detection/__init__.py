@@ -172,12 +172,15 @@ def schema() -> Schema:
 
 @hookimpl
 def sample() -> Ask:
-    # A brushed plate with one dark scratch.
-    rng = np.random.default_rng(7)
-    plate = 150 + 12 * rng.standard_normal((96, 1)) + 4 * rng.standard_normal((96, 96))
-    for step in range(40):
-        plate[30 + step // 2, 25 + step : 28 + step] = 40
-    return Ask(image=images.encode_png(plate.clip(0, 255).astype(np.uint8)))
+    # A wall of four courses, with one dark scratch.
+    wall = 150 + 4 * np.random.default_rng(7).standard_normal((128, 128))
+    for top in range(0, 128, 32):
+        wall[top : top + 4] -= 40
+        for left in range(16 if top % 64 else 0, 128, 48):
+            wall[top + 4 : top + 32, left : left + 4] -= 40
+    for step in range(70):
+        wall[34 + step // 2, 30 + step : 40 + step] = 20
+    return Ask(image=images.encode_png(wall.clip(0, 255).astype(np.uint8)))
 
 
 @hookimpl
