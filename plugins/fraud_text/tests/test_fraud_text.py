@@ -80,7 +80,7 @@ def test_probabilities_sum_to_one_and_the_best_is_the_label(trained: Handle) -> 
 def test_the_words_weights_and_the_bias_are_the_log_odds(trained: Handle) -> None:
     runtime = trained.runtime
     item = plugin.preprocess(runtime.scenario.config, plugin.Message(text=FRAUD))
-    output = {name: array[0] for name, array in runtime.model({"ids": item["ids"][None]}).items()}
+    output = {name: array[0] for name, array in runtime.model({name: array[None] for name, array in item.items()}).items()}
     bias = output["logits"] - output["evidence"].sum(0)
     probabilities = measures.softmax(output["logits"] / runtime.state["temperature"])
     weights = explain.token_weights(output["evidence"], probabilities, 0, runtime.state["temperature"])
@@ -258,3 +258,19 @@ def test_training_and_export_sum_the_same_rows() -> None:
     table = torch.nn.Embedding(50, 6)
     ids, weights = torch.randint(0, 50, (2, 5, 4)), torch.rand(2, 5, 4)
     torch.testing.assert_close(added(table.train(), ids, weights), added(table.eval(), ids, weights))
+
+
+def test_an_n_gram_counts_once_a_text() -> None:
+    found = features.ids(tokenize("钱钱钱 a"), 1 << 16)
+    shares = features.shares(found)
+    assert shares[:3, 0] == pytest.approx(1 / 3)
+    assert shares[3, 0] == 1
+    assert not shares[found == 0].any()
+    for number in np.unique(found[found > 0]):
+        assert shares[found == number].sum() == pytest.approx(1)
+
+
+def test_rare_labels_count_as_much_as_the_balance_says() -> None:
+    rows = [{"label": "fraud"}] * 2 + [{"label": "normal"}] * 8
+    assert plugin.fit(plugin.Config(), rows)["importance"] == pytest.approx([2.5, 0.625])
+    assert plugin.fit(plugin.Config(model=plugin.Model(balance=0)), rows)["importance"] == [1, 1]
