@@ -67,7 +67,7 @@ from scenarium.gateway.app import create_app
 
 def walk(routes):
     for route in routes:
-        yield from walk(route.app.routes) if hasattr(getattr(route, "app", None), "routes") else [route.path]
+        yield from walk(route.routes) if getattr(route, "routes", None) else [route.path]
 
 app = create_app(Registry(Settings.read(environ={})), Store("memory://docs"), GatewayConfig())
 print(json.dumps(sorted(set(walk(app.routes)))))

@@ -95,12 +95,15 @@ from scenarium.training import checkpoint
 folder = Path(sys.argv[1])
 torch.set_num_threads(1)
 torn = written = 0
+began = time.monotonic()
+checkpoint.save_last(folder, {"step": -1, "tensor": torch.full((200_000,), -1.0)})
+cost = time.monotonic() - began
 for kill in range(25):
     child = os.fork()
     if not child:
         for step in range(10**6):
             checkpoint.save_last(folder, {"step": step, "tensor": torch.full((200_000,), float(step))})
-    time.sleep(0.004 + 0.006 * kill % 0.05)
+    time.sleep(cost * (0.5 + kill / 8))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     state = checkpoint.load_last(folder)
