@@ -69,7 +69,7 @@ class Model(ModelConfig):
 class Train(TrainConfig):
     """Defaults that suit a few thousand messages."""
 
-    epochs: int = pydantic.Field(6, gt=0)
+    epochs: int = pydantic.Field(3, gt=0)
     """Passes over the training rows."""
     lr: float = pydantic.Field(3e-3, gt=0)
     """Peak learning rate."""

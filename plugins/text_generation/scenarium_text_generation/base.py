@@ -78,10 +78,15 @@ def _from_gguf(path: Path, name: str) -> Path:
             shutil.rmtree(part, ignore_errors=True)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the reader warns of numpy views that it does not write to
-                model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
+                read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float16)
                 tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-            # Half precision holds every value that 4 bits with a half-precision scale can express to 3 digits, at half the size.
-            model.to(torch.float16).save_pretrained(part)
+            # transformers does not save a model that it read from GGUF, so the weights move into one that it made itself. Half
+            # precision holds every value that 4 bits with a half-precision scale can express to 3 digits, at half the size.
+            if hasattr(read.config, "quantization_config"):
+                del read.config.quantization_config
+            model = AutoModelForCausalLM.from_config(read.config, dtype=torch.float16)
+            model.load_state_dict(read.state_dict())
+            model.save_pretrained(part)
             tokenizer.save_pretrained(part)
             part.rename(target)
     return target
