@@ -113,7 +113,7 @@ def show(url: str, name: str, request: dict[str, Any], what: str) -> None:
     print(f"request      {shorten(body)}")
     print(f"answer       {shorten(answer.text, 400)}")
     print(f"data_origin  {about['data_origin']}")
-    metric, base = about["metric"]["name"], about["baseline"]
+    metric, base = about["metric"], about["baseline"]
     print(f"held out     {metric} {about['metrics'][metric]:.4f}   baseline ({base['name']}) {base['metrics'][metric]:.4f}")
 
 
