@@ -29,7 +29,7 @@ class ChatbotModel(ModelConfig):
     """Intent of the user's own data to the reply that answers it; the column `reply` of the data does the same."""
     order_id_pattern: str = r"[A-Za-z]{0,3}\d{6,12}"
     """Regular expression of an order number."""
-    fallback: float = Field(0.4, ge=0, le=1)
+    fallback: float = Field(0.3, ge=0, le=1)
     """Below this confidence the bot asks to rephrase."""
 
     @field_validator("order_id_pattern")

@@ -453,7 +453,7 @@ class TestRasa:
             port = probe.getsockname()[1]
         python = require(ENVIRONMENT)
         command = [python, "-m", "rasa", "run", "-m", bot.version.folder / "model.tar.gz", "--enable-api", "-i", "127.0.0.1", "-p", str(port)]
-        environ = {**os.environ, "RASA_TELEMETRY_ENABLED": "false", "SQLALCHEMY_SILENCE_UBER_WARNING": "1"}
+        environ = {**os.environ, "RASA_TELEMETRY_ENABLED": "false", "SQLALCHEMY_SILENCE_UBER_WARNING": "1", "PYTHONPATH": str(ENVIRONMENT.folder)}
         server = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             remote = RemoteBot(f"http://127.0.0.1:{port}", None, 30)
