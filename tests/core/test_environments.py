@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -480,3 +481,16 @@ def test_a_process_that_stopped_reading_does_not_hold_its_callers(made: Environm
     assert time.monotonic() - began < 5
     process.close(grace=0)
     assert process.popen.poll() is not None
+
+
+def test_the_hand_books_example_runs(made: Environment, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf8")
+    service = next(block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "def start" in block)
+    (tmp_path / "env_main.py").write_text(service, encoding="utf8")
+    (tmp_path / f"lock-{FOUND[0]}.txt").write_text((made.folder / f"lock-{FOUND[0]}.txt").read_text())
+    process = EnvironmentProcess(Environment(made.name, made.pythons, tmp_path), {"digits": 1})
+    try:
+        assert process.wait_ready(30)["unit"] == "metre"
+        assert process.call("predict", values=[1.0, 2.25]) == 1.6
+    finally:
+        process.close()
