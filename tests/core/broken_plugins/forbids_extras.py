@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from healthy import *
 from pydantic import BaseModel
+
+from healthy import *
 
 
 class Loose(BaseModel):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from healthy import *
 from pydantic import field_validator
 
+from healthy import *
 from scenarium.core import BadInput
 
 

@@ -7,8 +7,9 @@ from healthy import *
 
 @hookimpl
 def model(state: Mapping[str, Any]) -> torch.nn.Module:
-    import healthy_net
     import torch
+
+    import healthy_net
 
     class Centred(healthy_net.Average):
         def __init__(self, labels: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from healthy import *
-
 from scenarium.core import Traits
 
 
