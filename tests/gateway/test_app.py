@@ -175,6 +175,20 @@ def test_a_deadline_in_the_header(gateway):
         assert (answer.status_code, answer.json()["code"]) == (400, "SCN-4018")
 
 
+def test_priority_in_the_header(gateway, shared_lab, tmp_path):
+    trail = tmp_path / "trail"
+    with ThreadPoolExecutor(4) as pool:
+        pool.submit(gateway.ask, "unit", "blocker", do="sleep", seconds=0.5, trail=str(trail))
+        shared_lab.until(trail.exists)
+        for priority in ("low", "normal", "high"):
+            pool.submit(gateway.ask, "unit", priority, trail=str(trail), headers={"X-Scenarium-Priority": priority})
+            time.sleep(0.05)
+    assert trail.read_text().split() == ["blocker", "high", "normal", "low"]
+    answer = gateway.ask("unit", headers={"X-Scenarium-Priority": "urgent"})
+    assert answer.status_code == 400
+    assert answer.json()["code"] == "SCN-4018"
+
+
 def test_requests_that_wait_run_together(gateway):
     with ThreadPoolExecutor(9) as pool:
         pool.submit(gateway.ask, "unit", do="sleep", seconds=0.3)

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import heapq
+import json
 import random
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from scenarium.gateway.batching import Batcher, Outcome, Request
+from scenarium.core.registry import Plugin, Registry
+from scenarium.core.runtime import Runtime
+from scenarium.core.settings import Settings
+from scenarium.gateway.batching import AGE_S, PRIORITIES, Batcher, Outcome, Priority, Request
 
 GRACE = 5.0
+
+
+def runtimes(folder: Path) -> dict[bool, Runtime]:
+    """The scapegoat plugin, loaded: as it is, and (True) with one answer too few for every batch of several."""
+    (folder / "weights.bin").write_bytes(b"x")
+    found = {}
+    for wrong in (False, True):
+        sets = [f"scenarios.unit.model.wrong_count={json.dumps(wrong)}"]
+        plugin = Plugin("unit", str(Path(__file__).parent / "plugins" / "unit.py"), "scenarium-unit", "0.1.0")
+        scenario = Registry(Settings.read(environ={}, sets=sets), {"unit": plugin}).scenario("unit")
+        found[wrong] = Runtime(scenario, {}, folder)
+    return found
 
 
 @dataclass
@@ -39,6 +57,7 @@ class Worker:
             assert not request.done, "an ended request was sent"
             assert request.deadline > now
             world.runs[request.rid] = world.runs.get(request.rid, 0) + 1
+            world.neighbours[request.rid] = {world.kinds[other.rid] for other in batch if other is not request}
         if any(request.suspect for request in batch):
             assert len(batch) == self.open == 1, "a suspect runs alone"
         kinds = {world.kinds[request.rid] for request in batch}
@@ -64,25 +83,38 @@ class Worker:
 class World:
     """A clock, an event list, the queue under test, and what happened."""
 
-    def __init__(self, seed: int, pure: bool, max_batch: int, concurrency: int, queue_size: int, workers: int, max_delay: float) -> None:
+    models: dict[bool, Runtime] | None = None
+    """Real runtimes for the batches in which an item raises or the number of answers is wrong."""
+
+    def __init__(
+        self,
+        seed: int,
+        pure: bool,
+        max_batch: int,
+        concurrency: int,
+        queue_size: int,
+        workers: int,
+        max_delay: float,
+    ) -> None:
         self.rng = random.Random(seed)
         self.now = 0.0
-        self.events: list[tuple[float, int, object]] = []
+        self.events: list[tuple[float, int, Callable[[], object]]] = []
         self.order = 0
         self.pure, self.max_batch, self.concurrency = pure, max_batch, concurrency
         self.batcher = Batcher(queue_size, max_delay, GRACE)
         self.outcomes: dict[int, list[Outcome]] = {}
         self.kinds: dict[int, str] = {}
         self.runs: dict[int, int] = {}
+        self.neighbours: dict[int, set[str]] = {}
         self.requests: dict[int, Request] = {}
-        self.killed = 0
+        self.ended: dict[int, float] = {}
         self.alive: list[Worker] = []
         for _ in range(workers):
             self.spawn()
 
-    def at(self, when: float, what: object) -> None:
+    def at(self, when: float, what: Callable[[], object]) -> None:
         self.order += 1
-        self.events.append((when, self.order, what))
+        heapq.heappush(self.events, (when, self.order, what))
 
     def spawn(self) -> None:
         worker = Worker(self, self.max_batch, self.concurrency, self.pure)
@@ -102,32 +134,53 @@ class World:
     def finish(self, worker: Worker, rids: list[int]) -> None:
         if worker.dead:
             return
+        answers = dict(zip(rids, self.answers(rids), strict=True))
         self.rng.shuffle(rids)  # items are answered singly, in any order
         for rid in rids:
             worker.open -= 1
-            self.batcher.answered(worker, rid, Outcome(200, f"answer {rid}".encode(), 1))
+            self.batcher.answered(worker, rid, answers[rid])
         self.batcher.pump(self.now)
 
-    def submit(self, rid: int, kind: str, life: float) -> None:
+    def answers(self, rids: list[int]) -> list[Outcome]:
+        """What the real runtime makes of the batch."""
+        kinds = [self.kinds[rid] for rid in rids]
+        if self.models is None or not {"raise", "wrong"} & set(kinds):
+            return [Outcome(200, f"answer {rid}".encode(), 1) for rid in rids]
+        runtime = self.models["wrong" in kinds]
+        runtime.traits = replace(runtime.traits, pure=self.pure)
+        asks = [runtime.schema.request(text=f"answer {rid}", do="raise" if kind == "raise" else "answer") for rid, kind in zip(rids, kinds, strict=True)]
+        return [Outcome(500, b"") if isinstance(each, Exception) else Outcome(200, each.text.encode(), 1) for each in runtime.predict(asks)]
+
+    def submit(self, rid: int, kind: str, life: float, priority: Priority = "normal") -> None:
         self.kinds[rid] = kind
-        request = Request(rid, b"", self.now + life, self.outcomes.setdefault(rid, []).append, self.now)
+        outcomes = self.outcomes.setdefault(rid, [])
+
+        def resolve(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            self.ended[rid] = self.now
+
+        request = Request(rid, b"", self.now + life, resolve, self.now)
+        request.priority = priority
         self.requests[rid] = request
         self.batcher.submit(request, self.now)
 
     def run(self, until: float) -> None:
-        """Play events in order, with a sweep every 10 ms as the gateway does."""
+        """Play events in order, with a sweep every 10 ms as the gateway does while it holds something."""
         sweep = self.now
         while self.now < until:
-            self.events.sort(key=lambda event: event[:2])
             if self.events and self.events[0][0] <= sweep:
-                when, _, what = self.events.pop(0)
+                when, _, what = heapq.heappop(self.events)
                 self.now = max(self.now, when)
-                what()  # type: ignore[operator]
+                what()
+                continue
+            self.now = sweep
+            self.batcher.sweep(self.now)
+            if not self.batcher.busy:  # the clock jumps to what comes next
+                if not self.events:
+                    return
+                sweep = max(sweep, self.events[0][0])
             else:
-                self.now = sweep
-                self.batcher.sweep(self.now)
-                # While nothing happens the clock may jump: a sweep then does nothing but look at deadlines.
-                sweep += 0.01 if self.events or self.now < 1.5 else 0.25
+                sweep += 0.01 if self.events else 0.1
 
     def swap(self) -> None:
         """A new version: new workers beside the old, then the old retire."""
@@ -139,57 +192,78 @@ class World:
             self.batcher.retire(worker)
 
 
-step = st.tuples(
-    st.floats(0, 1.0),
-    st.sampled_from(["ok"] * 12 + ["poison", "hang", "slow"]),
-    st.sampled_from([0.02, 0.2, 30.0, 30.0, 30.0]),
-    st.sampled_from([None, None, None, 0.0, 0.005, 0.05]),
-)
+class Step(NamedTuple):
+    """One request of a schedule."""
+
+    when: float
+    kind: str
+    life: float
+    cancel: float | None
+    priority: Priority
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    steps=st.lists(step, min_size=1, max_size=40),
-    kills=st.lists(st.floats(0, 1.0), max_size=3),
-    swaps=st.lists(st.floats(0, 1.0), max_size=2),
-    seed=st.integers(0, 1 << 30),
-    pure=st.booleans(),
-    max_batch=st.sampled_from([1, 4, 32]),
-    concurrency=st.sampled_from([0, 0, 3]),
-    queue_size=st.sampled_from([2, 16, 256]),
-    workers=st.sampled_from([1, 2]),
-    max_delay=st.sampled_from([0.0, 0.02]),
-)
-def test_every_request_ends_once_with_its_own_answer(steps, kills, swaps, seed, pure, max_batch, concurrency, queue_size, workers, max_delay):
-    world = World(seed, pure, max_batch, concurrency, queue_size, workers, max_delay)
-    for rid, (when, kind, life, cancel) in enumerate(steps):
-        world.at(when, lambda rid=rid, kind=kind, life=life: world.submit(rid, kind, life))
-        if cancel is not None:
-            world.at(when + cancel, lambda rid=rid: world.batcher.cancel(world.requests[rid]))
+KINDS = ["ok"] * 12 + ["poison", "hang", "slow", "raise", "wrong"]
+
+
+def play(seed: int, models: dict[bool, Runtime]) -> None:
+    """One random schedule of arrivals, cancels, deadlines, poison, wrong answers, slow members, worker kills and swaps."""
+    rng = random.Random(seed)
+    pure = rng.random() < 0.5
+    steps = [
+        Step(rng.random(), rng.choice(KINDS), rng.choice([0.02, 0.2, 30, 30, 30]), rng.choice([None, None, None, 0.0, 0.005, 0.05]), rng.choice(PRIORITIES))
+        for _ in range(rng.randint(1, 24))
+    ]
+    kills, swaps = [rng.random() for _ in range(rng.randint(0, 3))], [rng.random() for _ in range(rng.randint(0, 2))]
+    sizes = (rng.choice([1, 4, 32]), rng.choice([0, 0, 3]), rng.choice([2, 16, 256]), rng.choice([1, 2]), rng.choice([0.0, 0.02]))
+    world = World(seed, pure, *sizes)
+    world.models = models
+    for rid, step in enumerate(steps):
+        world.at(step.when, lambda rid=rid, step=step: world.submit(rid, step.kind, step.life, step.priority))
+        if step.cancel is not None:
+            world.at(step.when + step.cancel, lambda rid=rid: world.batcher.cancel(world.requests[rid]))
     for when in kills:
         world.at(when, lambda: world.alive and world.die(world.rng.choice(world.alive)))
     for when in swaps:
         world.at(when, world.swap)
-    world.run(60.0)
+    world.run(200.0)
     assert world.batcher.live == world.batcher.depth == world.batcher.keyed == 0
-    assert not world.batcher.waiting
-    assert not world.batcher.suspects
-    for rid, (_, kind, life, cancel) in enumerate(steps):
-        outcomes = world.outcomes[rid]
-        assert len(outcomes) == 1, f"request {rid} ended {len(outcomes)} times"
-        outcome = outcomes[0]
-        runs = world.runs.get(rid, 0)
-        if outcome.status:
-            assert outcome.body == f"answer {rid}".encode()
-        assert runs <= (2 if pure else 1), "at most one rerun, and none where the scenario is not pure"
-        assert outcome.failure != "busy" or runs == 0
-        assert outcome.failure != "cancelled" or cancel is not None
-        assert outcome.failure != "died" or not pure
-        assert outcome.failure != "poison" or (pure and runs == 2)
-        if kind in ("poison", "hang"):
-            assert outcome.failure is not None
-        if not kills and not swaps and kind == "ok" and all(k in ("ok", "slow") for _, k, _, _ in steps) and life == 30.0 and cancel is None:
-            assert outcome.status == 200 or outcome.failure == "busy"
+    assert not world.batcher.requests()
+    calm = not kills and not swaps and all(step.kind in ("ok", "slow", "raise") for step in steps)
+    for rid, step in enumerate(steps):
+        check(world, rid, step, calm)
+
+
+def check(world: World, rid: int, step: Step, calm: bool) -> None:
+    """It ended once, with its own answer or its own error, in time, and ran no more often than it may."""
+    outcomes, runs = world.outcomes[rid], world.runs.get(rid, 0)
+    assert len(outcomes) == 1, f"it ended {len(outcomes)} times"
+    outcome = outcomes[0]
+    assert world.ended[rid] - step.when <= step.life + 0.1
+    if outcome.status == 200:
+        assert outcome.body == f"answer {rid}".encode()
+    if outcome.status == 500:
+        assert step.kind in ("raise", "wrong") or "wrong" in world.neighbours[rid] or (not world.pure and "raise" in world.neighbours[rid])
+    assert runs <= (2 if world.pure else 1), "at most one rerun, and none where the scenario is not pure"
+    assert outcome.failure != "busy" or runs == 0
+    assert outcome.failure != "cancelled" or step.cancel is not None
+    assert outcome.failure != "died" or not world.pure
+    assert outcome.failure != "poison" or (world.pure and runs == 2)
+    if step.kind in ("poison", "hang"):
+        assert outcome.failure is not None
+    if calm and step.kind == "ok" and step.life == 30 and step.cancel is None and world.pure:
+        assert outcome.status == 200 or outcome.failure == "busy"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(10))
+def test_every_request_ends_once_with_its_own_answer(block, tmp_path):
+    """10 000 schedules."""
+    models = runtimes(tmp_path)
+    for seed in range(block * 1000, block * 1000 + 1000):
+        try:
+            play(seed, models)
+        except AssertionError as fault:
+            raise AssertionError(f"schedule {seed}: {fault}") from fault
 
 
 def quiet(pure: bool = True, **changes) -> World:
@@ -292,3 +366,21 @@ def test_a_swap_loses_nothing_and_releases_the_old_workers(concurrency):
     world.run(5)
     assert all(found[0].status == 200 for found in world.outcomes.values())
     assert all(worker.released for worker in old)
+
+
+def test_priority_orders_what_waits_and_starves_nobody():
+    world = quiet(max_batch=1, queue_size=10_000)
+    world.submit(0, "ok", 30.0)
+    for rid, priority in ((1, "low"), (2, "normal"), (3, "high")):
+        world.submit(rid, "ok", 30.0, priority)
+    world.run(1.0)
+    assert sorted((1, 2, 3), key=lambda rid: world.ended[rid]) == [3, 2, 1]
+    # More comes at high priority than one worker can do; what came low gets its turn before what came 2 × AGE_S later.
+    began = world.now
+    world.submit(9, "ok", 600.0)
+    world.submit(10, "ok", 600.0, "low")
+    for n in range(2000):
+        world.at(began + n * 0.01, lambda n=n: world.submit(100 + n, "ok", 600.0, "high"))
+    world.run(began + 60.0)
+    before = [rid for rid, ended in world.ended.items() if rid >= 100 and ended < world.ended[10]]
+    assert len(before) == pytest.approx(2 * AGE_S / 0.01, abs=2)

@@ -8,6 +8,8 @@ Rules:
 - A free worker takes whatever waits, up to its ``max_batch``; while it works the next batch gathers. ``max_delay`` is opt-in.
 - Every request ends exactly once: answered, or with its own error.
 - A cancelled or expired request is never sent to a worker.
+- A ``high`` request counts as if it had come ``AGE_S`` earlier, a ``low`` one as if it had come that much later, and who came first
+  goes first. So priority orders what waits, and nobody waits more than ``AGE_S`` (twice that, low behind high) longer for it.
 - A worker's death: the live requests of a pure scenario become suspects, which run before all others and alone; one that is alone
   when a worker dies a second time fails. Where the scenario is not pure nothing is run again.
 - A worker that holds nothing but ended requests for ``grace`` seconds hangs, and is killed.
@@ -19,6 +21,10 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
+
+Priority = Literal["high", "normal", "low"]
+PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
+AGE_S = 5.0
 
 Failure = Literal["busy", "deadline", "died", "poison", "cancelled", "slow", "stopped"]
 """Why a request ends without an answer of its worker: queue full; deadline passed; its worker died and the scenario is not pure; it was
@@ -71,6 +77,7 @@ class Request:
         "ident",
         "key",
         "language",
+        "priority",
         "queued",
         "resolve",
         "rid",
@@ -96,6 +103,7 @@ class Request:
         """The request id that client and logs see."""
         self.key = ""
         """Routing key: requests with one key go to one worker."""
+        self.priority: Priority = "normal"
         self.stream: Callable[[bytes], None] | None = None
         """Takes the parts of a streamed answer; None: one answer."""
         self.slot: _Worker | None = None
@@ -104,6 +112,12 @@ class Request:
         self.done = False
         self.watch: Callable[[], None] | None = None
         """Starts to watch for the client's leaving; called once, when the request is no longer quick."""
+
+
+def _turn(lane: deque[Request]) -> float:
+    """When the first of a lane counts as having come."""
+    first = lane[0]
+    return first.entered + (AGE_S if first.priority == "low" else -AGE_S if first.priority == "high" else 0.0)
 
 
 class _Worker:
@@ -133,7 +147,7 @@ class Batcher:
         self.queue_size = queue_size
         self.max_delay = max_delay
         self.grace = grace
-        self.waiting: deque[Request] = deque()
+        self.waiting: dict[Priority, deque[Request]] = {priority: deque() for priority in PRIORITIES}
         self.suspects: deque[Request] = deque()
         self.workers: dict[int, _Worker] = {}
         self.depth = 0
@@ -150,7 +164,7 @@ class Batcher:
         if self.depth >= self.queue_size:
             self._end(request, Outcome(0, b"", failure="busy"))
             return
-        self.waiting.append(request)
+        self.waiting[request.priority].append(request)
         self._queued(request)
         self.pump(now)
 
@@ -218,15 +232,13 @@ class Batcher:
 
     def stop(self, failure: Failure = "stopped") -> None:
         """End everything that waits or runs."""
-        for request in [*self.suspects, *self.waiting, *(r for w in self.workers.values() for r in w.open.values())]:
-            if not request.done:
-                self._end(request, Outcome(0, b"", failure=failure))
-        self.waiting.clear()
-        self.suspects.clear()
+        for request in self.requests():
+            self._end(request, Outcome(0, b"", failure=failure))
+        self._clear()
 
     def sweep(self, now: float) -> None:
         """End what is past its deadline, kill what hangs, and send what has waited long enough."""
-        for queue in (self.suspects, self.waiting):
+        for queue in (self.suspects, *self.waiting.values()):
             for request in queue:
                 if not request.done and request.deadline <= now:
                     self.cancel(request, "deadline")
@@ -249,14 +261,13 @@ class Batcher:
 
     def requests(self) -> list[Request]:
         """Every request that has not ended."""
-        found = [*self.suspects, *self.waiting, *(r for w in self.workers.values() for r in w.open.values())]
-        return [request for request in found if not request.done]
+        queues = (self.suspects, *self.waiting.values(), *(worker.open.values() for worker in self.workers.values()))
+        return [request for queue in queues for request in queue if not request.done]
 
     def pump(self, now: float) -> None:
         """Give work to every worker that has room."""
         if not self.depth:
-            self.waiting.clear()
-            self.suspects.clear()
+            self._clear()
             return
         for worker in self.workers.values():
             room = worker.room()
@@ -276,35 +287,46 @@ class Batcher:
 
     def _take(self, worker: _Worker, room: int, now: float) -> list[Request]:
         if self.suspects:
-            return [] if worker.open else self._next(worker, self.suspects, 1, now)
+            return [] if worker.open else self._next(worker, (self.suspects,), 1, now)
         if any(request.suspect for request in worker.open.values()):
             return []  # a suspect runs alone
         if self.max_delay and self.depth < room and not worker.open:
-            first = next((request for request in self.waiting if not request.done), None)
-            if first and now - first.entered < self.max_delay:
+            oldest = min((request.entered for lane in self.waiting.values() for request in lane if not request.done), default=0.0)
+            if now - oldest < self.max_delay:
                 return []
-        return self._next(worker, self.waiting, room, now)
+        return self._next(worker, tuple(self.waiting.values()), room, now)
 
-    def _next(self, worker: _Worker, queue: deque[Request], room: int, now: float) -> list[Request]:
-        """Up to ``room`` live requests off the queue; those past their deadline end here."""
+    def _next(self, worker: _Worker, lanes: tuple[deque[Request], ...], room: int, now: float) -> list[Request]:
+        """Up to ``room`` live requests off the lanes; those past their deadline end here."""
         batch: list[Request] = []
-        others: list[Request] = []
+        others: list[tuple[deque[Request], Request]] = []
         """Those whose key belongs to another worker."""
         home = [each for each in self.workers.values() if not each.retired] if self.keyed and len(self.workers) > 1 else []
-        while queue and len(batch) < room:
-            request = queue.popleft()
+        while len(batch) < room:
+            filled = [lane for lane in lanes if lane]
+            if not filled:
+                break
+            lane = filled[0] if len(filled) == 1 else min(filled, key=_turn)
+            request = lane.popleft()
             if request.done:
                 continue
             if request.deadline <= now:
                 self._end(request, Outcome(0, b"", failure="deadline"))
                 continue
             if home and request.key and home[zlib.crc32(request.key.encode()) % len(home)] is not worker:
-                others.append(request)
+                others.append((lane, request))
                 continue
             self._unqueued(request)
             batch.append(request)
-        queue.extendleft(reversed(others))
+        for lane, request in reversed(others):
+            lane.appendleft(request)
         return batch
+
+    def _clear(self) -> None:
+        """Drop what has ended; nothing waits."""
+        self.suspects.clear()
+        for lane in self.waiting.values():
+            lane.clear()
 
     def _queued(self, request: Request) -> None:
         request.queued = True

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from scenarium.core.manifest import Manifest
+from scenarium.gateway.batching import PRIORITIES
 
 if TYPE_CHECKING:
     from scenarium.gateway.services import Service
@@ -23,6 +24,7 @@ TEXTS = {
         "origin": "Trained on {origin} data; {metric} {value} on held-out rows.",
         "deadline": "Milliseconds that the answer may take; at most the configured deadline",
         "key": "Routing key: requests with one key go to one worker",
+        "priority": "Order among what waits; nobody starves",
         "id": "Request id; made by the gateway where it is left out",
         "health": "Liveness",
         "ready": "Readiness of the gateway and of the scenarios marked required",
@@ -40,6 +42,7 @@ TEXTS = {
         "origin": "训练数据来源：{origin}；留出数据上 {metric} 为 {value}。",
         "deadline": "允许的毫秒数，不超过配置的时限",
         "key": "路由键：相同的键由同一个 worker 处理",
+        "priority": "排队中的先后次序；不会有请求一直等不到",
         "id": "请求 id；省略时由网关生成",
         "health": "存活检查",
         "ready": "网关与必需场景的就绪检查",
@@ -98,6 +101,7 @@ def _post(name: str, manifest: Manifest | None, text: dict[str, str], kind: str,
         "parameters": [
             _header("X-Scenarium-Deadline-Ms", text["deadline"], {"type": "number", "exclusiveMinimum": 0}),
             _header("X-Scenarium-Key", text["key"], {"type": "string", "maxLength": 256}),
+            _header("X-Scenarium-Priority", text["priority"], {"type": "string", "enum": list(PRIORITIES)}),
             _header("X-Request-Id", text["id"], {"type": "string", "maxLength": 128}),
         ],
         "responses": dict.fromkeys(("400", "413", "422", "500", "503", "504"), problem),

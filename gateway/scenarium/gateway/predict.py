@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from scenarium.core.errors import ScenariumError, language
 from scenarium.gateway import logs, problems
-from scenarium.gateway.batching import Outcome, Request
+from scenarium.gateway.batching import PRIORITIES, Outcome, Priority, Request
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -28,6 +28,7 @@ _COUNT = itertools.count(1)
 _BOOT = os.urandom(5).hex()
 _SANE_ID = re.compile(rb"[\w.:/+=@-]{1,128}")
 _TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_PRIORITY = {priority.encode(): priority for priority in PRIORITIES}
 RETRY_AFTER = (b"retry-after", b"1")
 JSON = (b"content-type", b"application/json")
 PROBLEM = (b"content-type", problems.PROBLEM)
@@ -40,7 +41,7 @@ class Disconnected(Exception):
 class Call:
     """What the headers of one HTTP request say."""
 
-    __slots__ = ("content_type", "deadline_ms", "key", "language", "length", "rid", "rid_header", "trace")
+    __slots__ = ("content_type", "deadline_ms", "key", "language", "length", "priority", "rid", "rid_header", "trace")
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.rid = next(_COUNT)
@@ -50,6 +51,7 @@ class Call:
         self.trace = self.key = ""
         self.length = 0
         self.deadline_ms = b""
+        self.priority = b""
         for name, value in headers:
             if name == b"content-type":
                 self.content_type = value.decode("latin-1")
@@ -65,12 +67,20 @@ class Call:
                 self.key = value.decode("utf8", "replace")[:256]
             elif name == b"x-scenarium-deadline-ms":
                 self.deadline_ms = value
+            elif name == b"x-scenarium-priority":
+                self.priority = value
         if not self.rid_header:
             self.rid_header = f"{_BOOT}-{self.rid:x}".encode()
 
     def request(self, body: bytes, now: float, limit_ms: float, resolve: Callable[[Outcome], None]) -> Request:
-        """The request for the queue."""
+        """The request for the queue.
+
+        Raises:
+            ScenariumError: SCN-4018 (no such priority).
+        """
         request = Request(self.rid, body, now + limit_ms / 1000, resolve, now)
+        if self.priority:
+            request.priority = _PRIORITY.get(self.priority) or _no_priority(self.priority)
         request.content_type, request.language, request.trace, request.ident = self.content_type, self.language, self.trace, self.rid_header
         return request
 
@@ -92,6 +102,11 @@ class Call:
                 "SCN-4018", header="X-Scenarium-Deadline-Ms", value=shown, wanted_en="a number of milliseconds above 0", wanted_zh="大于 0 的毫秒数"
             ) from None
         return min(value, configured)
+
+
+def _no_priority(value: bytes) -> Priority:
+    shown = value.decode("latin-1")
+    raise ScenariumError("SCN-4018", header="X-Scenarium-Priority", value=shown, wanted_en="high, normal or low", wanted_zh="high、normal 或 low")
 
 
 async def read_body(receive: Receive, limit: int, length: int, name: str) -> bytes:
