@@ -114,6 +114,10 @@ class ServeConfig(Section):
     """Wait so long for a batch to fill. 0: a free worker takes what waits."""
     deadline_ms: float = Field(30_000, gt=0)
     """A request that is not answered in time ends with 504."""
+    hang_s: float = Field(15, gt=0)
+    """A worker that answers no ping in so long hangs as a whole and is replaced."""
+    probe_s: float = Field(60, ge=0)
+    """An idle worker of a pure scenario answers its sample so often, which its readiness rests on. 0: pings alone."""
     queue_size: int = Field(256, gt=0)
     """Requests that may wait; more are refused with 503 and Retry-After."""
     max_body_bytes: int = Field(16 * 1024 * 1024, gt=0)
@@ -144,6 +148,24 @@ class GatewayConfig(Section):
     """How long requests in flight may take after SIGTERM."""
     log_format: Literal["json", "text"] = "json"
     """Form of the log lines."""
+    keys: str | None = "keys.sqlite"
+    """File of the API keys that `scenarium keys` makes; a relative path lies beside `scenarios.toml`. None: no keys are asked for."""
+    allow_anonymous: bool = False
+    """Listen beyond this machine though no key exists, for a gateway behind a proxy that knows its callers. Once a key exists, keys are asked for."""
+    open_metrics: bool | None = None
+    """Whether /metrics answers without a key. None: where the gateway listens on this machine alone."""
+    redis: str | None = None
+    """`redis://HOST:PORT/N`: several gateways count the limits of a key together (`pip install "scenarium[redis]"`). None: each gateway for itself."""
+    audit: str | None = None
+    """File for the audit log: one line a request, chained by hash, without payloads. A relative path lies beside `scenarios.toml`. None: no audit log."""
+    body_timeout_s: float = Field(30.0, gt=0)
+    """How long a client may take to send its headers, and then its body (and 1 s more for each 16 KiB of it); slower ends with 408."""
+    keep_alive_s: float = Field(5.0, gt=0)
+    """How long a connection without a request stays open."""
+    max_header_bytes: int = Field(65_536, ge=1024)
+    """Largest request line and headers together; larger ends with 431."""
+    max_connections: int = Field(4096, gt=0)
+    """Connections at once; one more is answered with 503 and closed."""
 
 
 class CoreConfig(Section):

@@ -123,6 +123,11 @@ class Settings:
             return url
         return str((self.home if entry and entry[1].kind == "file" else Path.cwd()) / url)
 
+    def path_of(self, value: str, *key: str) -> Path:
+        """The file that the setting ``key`` names: a relative one lies in ``home`` where a file or the default says it, else in the current folder."""
+        path = Path(value).expanduser()
+        return path if path.is_absolute() else (self.home if self.origin(*key).kind in ("file", "default") else Path.cwd()) / path
+
     def validate(self, cls: type[C], prefix: tuple[str, ...], name: str, *, ignore: Sequence[str] = ()) -> C:
         """The values below ``prefix`` as an instance of ``cls``. ``name`` is what ``scenarium config explain`` takes.
 

@@ -16,7 +16,8 @@ from scenarium.core.config import GatewayConfig, ServeConfig
 from scenarium.core.errors import ScenariumError
 from scenarium.core.registry import Registry
 from scenarium.core.store import PRODUCTION, Store
-from scenarium.gateway import cold, logs
+from scenarium.gateway import cold, logs, watchdog
+from scenarium.gateway.admission import Admission
 from scenarium.gateway.bulk import Bulk
 from scenarium.gateway.predict import Predict
 from scenarium.gateway.services import Service, zygote_kind
@@ -35,6 +36,7 @@ class Gateway:
         self.store = store
         self.config = config
         self.services: dict[str, Service] = {}
+        self.admission = Admission(config, registry.settings)
         self.drain_s = config.drain_s
         self.started = False
         self.draining = False
@@ -53,7 +55,12 @@ class Gateway:
         return found
 
     async def start(self) -> None:
-        """Start every scenario that has a version; returns before they are ready."""
+        """Start every scenario that has a version; returns before they are ready.
+
+        Raises:
+            ScenariumError: SCN-1101, SCN-1102 (keys).
+        """
+        await asyncio.to_thread(self.admission.open)
         self.nursery = Nursery()
         for name, plugin in self.registry.names().items():
             self.services[name] = self._service(name, plugin)
@@ -67,6 +74,8 @@ class Gateway:
             if service.wrong is None:
                 self._spawn(service.load(numbers[name]))
         self._spawn(self._poll())
+        self._spawn(watchdog.watch(self.services))
+        self._spawn(self.admission.follow())
         self.started = True
 
     def hurry(self) -> None:
@@ -82,6 +91,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*(service.close(self.drain_s) for service in self.services.values()))
         await self.nursery.close()
+        await self.admission.close()
 
     def _service(self, name: str, plugin: str) -> Service:
         """The service; settings that are wrong make this scenario fail and no other."""
@@ -161,6 +171,7 @@ def create_app(registry: Registry, store: Store, config: GatewayConfig | None = 
         await gateway.stop()
 
     hot = [Route(f"/scenarios/{{name}}/{path}", endpoint(gateway)) for path, endpoint in (("predict", Predict), ("predict/batch", Bulk), ("stream", Stream))]
-    app = Starlette(routes=[*hot, Mount("/", cold.create_app(gateway))], lifespan=lifespan, exception_handlers={Exception: cold.crashed})
+    guarded = cold.Guard(cold.create_app(gateway), gateway.admission)
+    app = Starlette(routes=[*hot, Mount("/", guarded)], lifespan=lifespan, exception_handlers={Exception: cold.crashed})
     app.state.gateway = gateway
     return app

@@ -15,9 +15,12 @@ from starlette.exceptions import HTTPException
 from scenarium.core.errors import ScenariumError
 from scenarium.gateway import logs, openapi, problems
 from scenarium.gateway.metrics import GatewayCollector
-from scenarium.gateway.predict import Call
+from scenarium.gateway.predict import Call, send_problem
 
 if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from scenarium.gateway.admission import Admission
     from scenarium.gateway.app import Gateway
     from scenarium.gateway.services import Service
 
@@ -46,6 +49,25 @@ SwaggerUIBundle({{url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true,
 </body>
 </html>
 """
+
+
+class Guard:
+    """These routes behind the gateway's admission: closed unless it says otherwise. ``scope["caller"]`` is who calls."""
+
+    def __init__(self, app: FastAPI, admission: Admission) -> None:
+        self.app = app
+        self.routes = app.routes
+        self.admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            call = Call(scope["headers"])
+            try:
+                scope["caller"] = self.admission.check(call, scope["method"], scope["path"])
+            except ScenariumError as error:
+                await send_problem(send, error, call)
+                return
+        await self.app(scope, receive, send)
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -91,7 +113,7 @@ def _json(request: Request, value: Any, status: int = 200) -> Response:
 
 def _add_health(app: FastAPI, gateway: Gateway) -> None:
     registry = CollectorRegistry()
-    registry.register(GatewayCollector(gateway.services))
+    registry.register(GatewayCollector(gateway.services, gateway.admission))
 
     @app.get("/healthz")
     async def healthz(request: Request) -> Response:
@@ -99,7 +121,7 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/readyz")
     async def readyz(request: Request) -> Response:
-        waiting = {name: service.state for name, service in gateway.services.items() if service.config.required and service.state != "ready"}
+        waiting = {name: service.state for name, service in gateway.services.items() if service.config.required and not service.ready}
         ready = gateway.started and not gateway.draining and not waiting
         status = "ready" if ready else "draining" if gateway.draining else "waiting"
         return _json(request, {"status": status, "waiting_for": waiting}, 200 if ready else 503)
@@ -122,7 +144,7 @@ def _add_scenarios(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/scenarios/{name}/ready")
     async def scenario_ready(request: Request, name: str) -> Response:
         service = gateway.service(name)
-        if service.state == "ready" and not gateway.draining:
+        if service.ready and not gateway.draining:
             return _json(request, {"status": "ready", "version": service.served})
         return _json(request, {"status": service.state, "error": service.fault and service.fault.problem(Call(request.scope["headers"]).language)}, 503)
 
@@ -150,7 +172,7 @@ def details(service: Service, lang: str) -> dict[str, Any]:
     """One scenario with all that a client or an operator asks for."""
     found = row(service, lang)
     found["last_fault"] = service.last_fault and {**{k: v for k, v in service.last_fault.items() if k not in ("en", "zh")}, "error": service.last_fault[lang]}
-    found["workers"] = [{"pid": link.process.pid, "version": link.version, "ready": link.ready.done() and not link.ended.done()} for link in service.links()]
+    found["workers"] = [{"pid": link.process.pid, "version": link.version, "ready": link.serving and link.well} for link in service.links()]
     found["queue"] = service.batcher.depth
     if service.version is None:
         return found

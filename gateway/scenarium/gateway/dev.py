@@ -58,7 +58,7 @@ def serve(target: str, *, port: int, in_process: bool, sets: tuple[str, ...] = (
         return InProcess(session, number).run(port)
     os.environ["PYTHONBREAKPOINT"] = "0"  # a worker has no terminal
     logs.set_format("author")
-    return server.serve(session.registry, session.store, GatewayConfig(port=port), beside=lambda gateway: _follow_workers(session, gateway))
+    return server.serve(session.registry, session.store, GatewayConfig(port=port, keys=None), beside=lambda gateway: _follow_workers(session, gateway))
 
 
 async def _follow_workers(session: Session, gateway: Gateway) -> None:

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
+    from scenarium.gateway.admission import Admission
     from scenarium.gateway.services import Service
 
 LATENCY_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -73,10 +74,11 @@ class Stats:
 
 
 class GatewayCollector(Collector):
-    """Reads the figures of all scenarios."""
+    """Reads the figures of all scenarios, and of the gate before them."""
 
-    def __init__(self, services: Mapping[str, Service]) -> None:
+    def __init__(self, services: Mapping[str, Service], admission: Admission | None = None) -> None:
         self.services = services
+        self.admission = admission
 
     def collect(self) -> Iterator[Metric]:
         from scenarium.gateway.services import STATES
@@ -102,9 +104,15 @@ class GatewayCollector(Collector):
             batches.add_metric((name,), stats.batches.buckets(), stats.batches.total)
             depth.add_metric((name,), service.batcher.depth)
             running.add_metric((name,), service.batcher.live)
-            workers.add_metric((name,), sum(link.ready.done() and not link.ended.done() for link in service.links()))
+            workers.add_metric((name,), sum(link.serving for link in service.links()))
             version.add_metric((name,), service.current.version.number if service.current else 0)
             for value in STATES:
                 state.add_metric((name, value), float(service.state == value))
-        families: Iterable[Metric] = (requests, restarts, latency, steps, batches, depth, running, workers, version, state)
+        rejected = CounterMetricFamily("scenarium_rejected", "Requests that no scenario saw, by reason", labels=("reason",))
+        keys = GaugeMetricFamily("scenarium_keys", "API keys that are not revoked")
+        if self.admission:
+            for reason, count in self.admission.rejected.items():
+                rejected.add_metric((reason,), count)
+            keys.add_metric((), len(self.admission.keyring.keys))
+        families: Iterable[Metric] = (rejected, keys, requests, restarts, latency, steps, batches, depth, running, workers, version, state)
         yield from families

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from scenarium.core.errors import ScenariumError, language
 from scenarium.gateway import logs, problems
+from scenarium.gateway.admission import ANONYMOUS, UNREAD
 from scenarium.gateway.batching import PRIORITIES, Outcome, Priority, Request
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Disconnected(Exception):
 class Call:
     """What the headers of one HTTP request say."""
 
-    __slots__ = ("content_type", "deadline_ms", "key", "language", "length", "priority", "rid", "rid_header", "trace")
+    __slots__ = ("caller", "content_type", "credential", "deadline_ms", "host", "key", "language", "length", "priority", "rid", "rid_header", "trace")
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.rid = next(_COUNT)
@@ -52,11 +53,20 @@ class Call:
         self.length = 0
         self.deadline_ms = b""
         self.priority = b""
+        self.credential = b""
+        """The text of an API key."""
+        self.caller = ANONYMOUS
+        self.host = ""
         for name, value in headers:
             if name == b"content-type":
                 self.content_type = value.decode("latin-1")
             elif name == b"content-length":
                 self.length = int(value)
+            elif name == b"authorization":
+                if value[:7].lower() == b"bearer ":
+                    self.credential = value[7:].strip()
+            elif name == b"host":
+                self.host = value.decode("latin-1")
             elif name == b"accept-language":
                 self.language = language(value.decode("latin-1"))
             elif name == b"x-request-id":
@@ -69,6 +79,8 @@ class Call:
                 self.deadline_ms = value
             elif name == b"x-scenarium-priority":
                 self.priority = value
+            elif name == b"x-api-key":
+                self.credential = self.credential or value
         if not self.rid_header:
             self.rid_header = f"{_BOOT}-{self.rid:x}".encode()
 
@@ -151,14 +163,14 @@ def body_key(body: bytes, pointer: str) -> str:
 
 async def send_problem(send: Send, error: ScenariumError, call: Call, version: int = 0) -> None:
     """Answer with problem details."""
-    headers = [PROBLEM, (b"x-request-id", call.rid_header)]
+    headers = [PROBLEM, (b"x-request-id", call.rid_header), *getattr(error, "headers", ())]
     if version:
         headers.append((b"x-scenarium-version", b"%d" % version))
     if error.status == 503:
         headers.append(RETRY_AFTER)
     if error.status == 405:
         headers.append((b"allow", b"POST"))
-    if error.status == 413:
+    if error.status == 413 or (error.status in (401, 403, 429) and call.length > UNREAD):
         headers.append((b"connection", b"close"))
     await send_body(send, error.status, headers, problems.body(error, call.language))
 
@@ -182,8 +194,9 @@ class Endpoint:
         try:
             if scope["method"] != "POST":
                 raise ScenariumError("SCN-4016", method=scope["method"], path=scope["path"])
-            service = self.gateway.service(scope["path_params"]["name"])
-            await self.answer(service, call, receive, send)
+            name = scope["path_params"]["name"]
+            call.caller = await self.gateway.admission.admit(call, name)
+            await self.answer(self.gateway.service(name), call, receive, send)
         except ScenariumError as error:
             await send_problem(send, error, call)
         except Disconnected:

@@ -31,14 +31,16 @@ def serve(registry: Registry, store: Store, config: GatewayConfig, beside: Calla
 
     Raises:
         OSError: the address cannot be bound.
+        ScenariumError: SCN-1101, SCN-1102 (keys), SCN-1107 (Redis).
     """
     if beside is None:  # else the caller has chosen
         logs.set_format(config.log_format)
     logs.capture()
+    app = create_app(registry, store, config)
+    app.state.gateway.admission.open()  # before anything listens or starts
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.create_server((config.host, config.port), family=family, backlog=2048)
     host, port = listener.getsockname()[:2]
-    app = create_app(registry, store, config)
     options = uvicorn.Config(
         app,
         log_config=None,  # uvicorn's own lines go through the root logger
