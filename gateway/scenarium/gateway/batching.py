@@ -200,6 +200,11 @@ class Batcher:
         worker = self.workers.get(id(slot))
         return worker.open.get(rid) if worker else None
 
+    def holds(self, slot: Slot) -> bool:
+        """Whether a worker has anything to do."""
+        worker = self.workers.get(id(slot))
+        return bool(worker and worker.open)
+
     def answered(self, slot: Slot, rid: int, outcome: Outcome) -> bool:
         """A worker answered one item. Call ``pump`` when all that came together are in. False: nobody waits for it."""
         worker = self.workers.get(id(slot))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import time
 from collections import deque
 from typing import Any, Protocol, cast
 
@@ -15,6 +16,9 @@ from scenarium.gateway.batching import Request
 from scenarium.gateway.zygotes import Nursery, Process
 
 KEPT_LINES = 50
+_PROBE = 1 << 63
+"""Above the ids of all requests."""
+_NOTHING = object()
 
 
 class Owner(Protocol):
@@ -63,8 +67,19 @@ class WorkerLink(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._line = b""
+        self.heard_at = self.answered_at = time.monotonic()
+        """When anything came from it, and when an answer did."""
+        self.well = True
+        """Whether its last answer to its own sample was one; see ``watchdog``."""
+        self.watched = False
         self._pongs: dict[int, asyncio.Future[None]] = {}
+        self._probes: dict[int, asyncio.Future[int]] = {}
         self._gone = False
+
+    @property
+    def serving(self) -> bool:
+        """Whether it was ready and has not ended."""
+        return self.ready.done() and not self.ended.done()
 
     async def open(self, hello: dict[str, Any]) -> None:
         """Connect and say hello."""
@@ -98,8 +113,8 @@ class WorkerLink(asyncio.Protocol):
     def cancel(self, request: Request) -> None:
         self._send(frames.rid_frame(frames.CANCEL, request.rid))
 
-    def kill(self) -> None:
-        logs.event("warning", "worker_killed", scenario=self.owner.name, pid=self.process.pid, reason="it hangs")
+    def kill(self, reason: str = "it hangs") -> None:
+        logs.event("warning", "worker_killed", scenario=self.owner.name, pid=self.process.pid, reason=reason)
         self.process.kill()
 
     def release(self) -> None:
@@ -108,19 +123,32 @@ class WorkerLink(asyncio.Protocol):
     # ── the supervisor's side ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def ping(self, timeout: float) -> bool:
-        """Whether the reader thread answers in time."""
-        token = len(self._pongs) + 1
-        while token in self._pongs:
-            token += 1
+        """Whether the listening thread answers in time."""
+        token = max(self._pongs, default=0) + 1
         pong = self._pongs[token] = asyncio.get_running_loop().create_future()
         self._send(frames.rid_frame(frames.PING, token))
+        return await self._told(self._pongs, token, pong, timeout) is not _NOTHING
+
+    async def probe(self, body: bytes, timeout: float) -> int | None:
+        """Ask for one answer past the queue: its status, or None where none came in time."""
+        rid = max(self._probes, default=_PROBE) + 1
+        status = self._probes[rid] = asyncio.get_running_loop().create_future()
+        self._send(frames.batch_frame([frames.Item(rid, body, "application/json", int(timeout * 1000))]))
+        told = await self._told(self._probes, rid, status, timeout)
+        return told if isinstance(told, int) else None
+
+    def probed(self, rid: int, status: int) -> None:
+        """An answer came that no request waits for: that of a probe, or of a request that has ended."""
+        waiting = self._probes.get(rid)
+        if waiting and not waiting.done():
+            waiting.set_result(status)
+
+    async def _told(self, table: dict[int, asyncio.Future[Any]], key: int, future: asyncio.Future[Any], timeout: float) -> Any:
         try:
-            await asyncio.wait_for(pong, timeout)
-        except TimeoutError:
-            return False
+            await asyncio.wait({future, self.ended}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            return future.result() if future.done() else _NOTHING
         finally:
-            self._pongs.pop(token, None)
-        return True
+            table.pop(key, None)
 
     async def drain(self, timeout: float) -> None:
         """Let it finish and exit; kill it when it does not."""
@@ -141,6 +169,7 @@ class WorkerLink(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of asyncio's
 
     def data_received(self, data: bytes) -> None:
+        self.heard_at = time.monotonic()
         buffer = self._buffer
         buffer += data
         view = memoryview(buffer)
@@ -163,6 +192,7 @@ class WorkerLink(asyncio.Protocol):
             view.release()
         del buffer[:at]
         if answers:
+            self.answered_at = self.heard_at
             self.owner.pump()
 
     def _other(self, kind: int, body: memoryview) -> None:

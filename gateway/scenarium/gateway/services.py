@@ -220,6 +220,11 @@ class Service:
                 request.watch = None
         self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick) if self.batcher.busy else None
 
+    @property
+    def ready(self) -> bool:
+        """Whether a worker can answer: one is there, and what it last answered to its own sample was an answer."""
+        return self.state == "ready" and any(link.serving and link.well for link in self.links())
+
     def links(self) -> list[WorkerLink]:
         """The current version's workers."""
         return self.current.links if self.current else []
@@ -228,7 +233,8 @@ class Service:
 
     def answered(self, link: WorkerLink, answer: frames.Answer) -> None:
         rid, status, queue, preprocess, forward, postprocess, body = answer
-        self.batcher.answered(link, rid, Outcome(status, body, link.version, (queue, preprocess, forward, postprocess)))
+        if not self.batcher.answered(link, rid, Outcome(status, body, link.version, (queue, preprocess, forward, postprocess))):
+            link.probed(rid, status)
 
     def pump(self) -> None:
         self.batcher.pump(time.monotonic())
@@ -255,7 +261,7 @@ class Service:
         task.add_done_callback(self._tasks.discard)
 
     def _serving(self, dead: WorkerLink) -> bool:
-        return any(link is not dead and link.ready.done() and not link.ended.done() for link in self.links())
+        return any(link is not dead and link.serving for link in self.links())
 
     # ── versions ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -301,7 +307,7 @@ class Service:
         self.current, self.version = generation, version
         self.state, self.fault = "ready", None
         for link in generation.links:
-            if link.ready.done() and not link.ended.done():
+            if link.serving:
                 self.batcher.add(link, time.monotonic())
         self.spawn(old.close(self.config.deadline_ms / 1000 + 5))
         logs.event("info", "version_served", scenario=self.name, version=version.number, before=old.version.number)

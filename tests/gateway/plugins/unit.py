@@ -19,6 +19,8 @@ class Behaviour(ModelConfig):
     answer: str = "one"
     """Differs from version to version."""
     wrong_count: bool = False
+    sick: str | None = None
+    """Answers nothing while this file exists."""
 
 
 class Config(ScenarioConfig):
@@ -83,6 +85,8 @@ def note(request: Ask, text: str) -> None:
 
 @hookimpl
 def predict_batch(config, model, batch):
+    if config.model.sick and os.path.exists(config.model.sick):
+        raise RuntimeError("sick")
     for request in batch:
         note(request, request.text)
     for request in batch:
