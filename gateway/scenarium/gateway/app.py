@@ -18,6 +18,7 @@ from scenarium.core.registry import Registry
 from scenarium.core.store import PRODUCTION, Store
 from scenarium.gateway import cold, logs, watchdog
 from scenarium.gateway.admission import Admission
+from scenarium.gateway.audit import Audit
 from scenarium.gateway.bulk import Bulk
 from scenarium.gateway.predict import Predict
 from scenarium.gateway.services import Service, zygote_kind
@@ -37,6 +38,7 @@ class Gateway:
         self.config = config
         self.services: dict[str, Service] = {}
         self.admission = Admission(config, registry.settings)
+        self.audit: Audit | None = None
         self.drain_s = config.drain_s
         self.started = False
         self.draining = False
@@ -54,13 +56,23 @@ class Gateway:
             raise ScenariumError("SCN-1001", name=name, nearest=", ".join(sorted(self.services)) or "-")
         return found
 
+    def open(self) -> None:
+        """Open what decides whether a gateway may start at all: keys and audit log. Doing it again changes nothing.
+
+        Raises:
+            ScenariumError: SCN-1101, SCN-1102 (keys), SCN-1105 (audit log).
+        """
+        self.admission.open()
+        if self.config.audit and self.audit is None:
+            self.audit = Audit(self.registry.settings.path_of(self.config.audit, "gateway", "audit"))
+
     async def start(self) -> None:
         """Start every scenario that has a version; returns before they are ready.
 
         Raises:
-            ScenariumError: SCN-1101, SCN-1102 (keys).
+            ScenariumError: SCN-1101, SCN-1102 (keys), SCN-1105 (audit log).
         """
-        await asyncio.to_thread(self.admission.open)
+        await asyncio.to_thread(self.open)
         self.nursery = Nursery()
         for name, plugin in self.registry.names().items():
             self.services[name] = self._service(name, plugin)
@@ -92,6 +104,8 @@ class Gateway:
         await asyncio.gather(*(service.close(self.drain_s) for service in self.services.values()))
         await self.nursery.close()
         await self.admission.close()
+        if self.audit:
+            await asyncio.to_thread(self.audit.close)
 
     def _service(self, name: str, plugin: str) -> Service:
         """The service; settings that are wrong make this scenario fail and no other."""
@@ -171,7 +185,7 @@ def create_app(registry: Registry, store: Store, config: GatewayConfig | None = 
         await gateway.stop()
 
     hot = [Route(f"/scenarios/{{name}}/{path}", endpoint(gateway)) for path, endpoint in (("predict", Predict), ("predict/batch", Bulk), ("stream", Stream))]
-    guarded = cold.Guard(cold.create_app(gateway), gateway.admission)
+    guarded = cold.Guard(cold.create_app(gateway), gateway)
     app = Starlette(routes=[*hot, Mount("/", guarded)], lifespan=lifespan, exception_handlers={Exception: cold.crashed})
     app.state.gateway = gateway
     return app

@@ -1,8 +1,9 @@
 """``POST /scenarios/{name}/predict/batch``: a JSON array or JSON lines of any length in, the answers in order out.
 
 The elements go through the scenario's queue like single requests, a few at a time, so memory stays bounded and other clients are
-served between them. An element that fails gives its problem details in its place. The answers wait in a temporary file until the
-body is read, because most clients read nothing while they send.
+served between them. Each counts for the caller's limits, and waits up to the deadline until they let it in. An element that fails
+gives its problem details in its place. The answers wait in a temporary file until the body is read, because most clients read nothing
+while they send.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from scenarium.gateway.predict import Call, Disconnected, Endpoint, count_answer
 if TYPE_CHECKING:
     from starlette.types import Receive, Send
 
+    from scenarium.gateway.admission import Admission
     from scenarium.gateway.services import Service
 
 IN_MEMORY = 1 << 20
@@ -36,7 +38,7 @@ class Bulk(Endpoint):
         if service.fault:
             raise service.fault
         limit_ms = call.deadline(service.config.deadline_ms)
-        work = _Work(service, call, limit_ms)
+        work = _Work(service, call, limit_ms, self.gateway.admission)
         with tempfile.SpooledTemporaryFile(IN_MEMORY) as answers:
             try:
                 more = True
@@ -58,12 +60,14 @@ class Bulk(Endpoint):
 class _Work:
     """The elements on their way."""
 
-    def __init__(self, service: Service, call: Call, limit_ms: float) -> None:
+    def __init__(self, service: Service, call: Call, limit_ms: float, admission: Admission) -> None:
         self.service = service
+        self.admission = admission
         self.call = call
         self.limit_ms = limit_ms
         self.elements = Elements(service.config.max_body_bytes, service.name)
-        self.open: deque[tuple[Request, asyncio.Task[bytes]]] = deque()
+        self.open: deque[asyncio.Task[bytes]] = deque()
+        self.turn = asyncio.Lock()
         self.count = self.errors = 0
 
     def window(self) -> int:
@@ -75,20 +79,15 @@ class _Work:
         """Ask for one element; wait for the oldest where too many are open."""
         while len(self.open) >= self.window():
             await self._write(answers)
-        item = Call([])
-        item.language, item.trace, item.key = self.call.language, self.call.trace, self.call.key
-        item.rid_header = b"%s.%d" % (self.call.rid_header, self.count)
+        self.open.append(asyncio.create_task(self._one(element, self.count)))
         self.count += 1
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        request = item.request(element, time.monotonic(), self.limit_ms, future.set_result)
-        self.open.append((request, asyncio.create_task(self._one(request, future))))
 
     async def finish(self, answers: IO[bytes], receive: Receive) -> None:
         """Wait for all, or until the client leaves: after the body nothing else can come from it."""
         gone = asyncio.ensure_future(receive())
         try:
             while self.open:
-                await asyncio.wait({self.open[0][1], gone}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({self.open[0], gone}, return_when=asyncio.FIRST_COMPLETED)
                 if gone.done():
                     raise Disconnected
                 await self._write(answers)
@@ -97,21 +96,28 @@ class _Work:
 
     def cancel(self) -> None:
         """Give up what is open."""
-        for request, task in self.open:
+        for task in self.open:
             task.cancel()
-            if request.queued or request.slot:
-                self.service.cancel(request)
         self.open.clear()
 
-    async def _one(self, request: Request, future: asyncio.Future[Outcome]) -> bytes:
+    async def _one(self, element: bytes, number: int) -> bytes:
         """The answer to one element, or its problem details."""
         service = self.service
+        if number:  # the first was counted when the batch was let in
+            async with self.turn:
+                await self.admission.charge_in_turn(self.call.caller, self.limit_ms / 1000)
+        request, future = self._request(element, number)
         while service.batcher.depth >= service.config.queue_size and time.monotonic() < request.deadline:
             await asyncio.sleep(RETRY_S)  # a batch waits its turn; single requests are refused
         if service.fault:
             raise service.fault
         service.submit(request)
-        outcome = await future
+        try:
+            outcome = await future
+        except asyncio.CancelledError:
+            if request.queued or request.slot:
+                service.cancel(request)
+            raise
         if outcome.failure is None:
             count_answer(service, request, outcome)
             self.errors += outcome.status >= 400
@@ -119,10 +125,21 @@ class _Work:
         self.errors += 1
         return problems.body(failed(service, request, outcome, self.limit_ms), self.call.language)
 
+    def _request(self, element: bytes, number: int) -> tuple[Request, asyncio.Future[Outcome]]:
+        item = Call([])
+        item.language, item.trace, item.key, item.priority = self.call.language, self.call.trace, self.call.key, self.call.priority
+        item.rid_header = b"%s.%d" % (self.call.rid_header, number)
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+        def resolve(outcome: Outcome) -> None:
+            if not future.done():  # cancelled: nobody waits
+                future.set_result(outcome)
+
+        return item.request(element, time.monotonic(), self.limit_ms, resolve), future
+
     async def _write(self, answers: IO[bytes]) -> None:
-        _, task = self.open[0]
         try:
-            answer = await task
+            answer = await self.open[0]
         except ScenariumError as error:
             self.errors += 1
             answer = problems.body(error, self.call.language)

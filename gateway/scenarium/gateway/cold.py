@@ -14,13 +14,14 @@ from starlette.exceptions import HTTPException
 
 from scenarium.core.errors import ScenariumError
 from scenarium.gateway import logs, openapi, problems
+from scenarium.gateway.admission import ADMIN
+from scenarium.gateway.audit import Entry
 from scenarium.gateway.metrics import GatewayCollector
 from scenarium.gateway.predict import Call, send_problem
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from scenarium.gateway.admission import Admission
     from scenarium.gateway.app import Gateway
     from scenarium.gateway.services import Service
 
@@ -52,22 +53,30 @@ SwaggerUIBundle({{url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true,
 
 
 class Guard:
-    """These routes behind the gateway's admission: closed unless it says otherwise. ``scope["caller"]`` is who calls."""
+    """These routes behind the gateway's admission: closed unless it says otherwise. ``scope["caller"]`` is who calls. What is done
+    below ``/admin/`` is written to the audit log."""
 
-    def __init__(self, app: FastAPI, admission: Admission) -> None:
+    def __init__(self, app: FastAPI, gateway: Gateway) -> None:
         self.app = app
         self.routes = app.routes
-        self.admission = admission
+        self.gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            call = Call(scope["headers"])
-            try:
-                scope["caller"] = self.admission.check(call, scope["method"], scope["path"])
-            except ScenariumError as error:
-                await send_problem(send, error, call)
-                return
-        await self.app(scope, receive, send)
+        call = Call(scope["headers"])
+        method, path, audit = scope["method"], scope["path"], self.gateway.audit
+        try:
+            scope["caller"] = caller = self.gateway.admission.check(call, method, path)
+        except ScenariumError as error:
+            await send_problem(send, error, call)
+            return
+        if audit is None or not path.startswith(ADMIN):
+            await self.app(scope, receive, send)
+            return
+        entry = Entry(method, path, None, caller)
+        try:
+            await self.app(scope, entry.receive(receive), entry.send(send))
+        finally:
+            audit.put(entry)
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -113,7 +122,7 @@ def _json(request: Request, value: Any, status: int = 200) -> Response:
 
 def _add_health(app: FastAPI, gateway: Gateway) -> None:
     registry = CollectorRegistry()
-    registry.register(GatewayCollector(gateway.services, gateway.admission))
+    registry.register(GatewayCollector(gateway.services, gateway))
 
     @app.get("/healthz")
     async def healthz(request: Request) -> Response:

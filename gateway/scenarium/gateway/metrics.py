@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from scenarium.gateway.admission import Admission
+    from scenarium.gateway.app import Gateway
     from scenarium.gateway.services import Service
 
 LATENCY_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -76,9 +76,9 @@ class Stats:
 class GatewayCollector(Collector):
     """Reads the figures of all scenarios, and of the gate before them."""
 
-    def __init__(self, services: Mapping[str, Service], admission: Admission | None = None) -> None:
+    def __init__(self, services: Mapping[str, Service], gateway: Gateway | None = None) -> None:
         self.services = services
-        self.admission = admission
+        self.gateway = gateway
 
     def collect(self) -> Iterator[Metric]:
         from scenarium.gateway.services import STATES
@@ -110,9 +110,14 @@ class GatewayCollector(Collector):
                 state.add_metric((name, value), float(service.state == value))
         rejected = CounterMetricFamily("scenarium_rejected", "Requests that no scenario saw, by reason", labels=("reason",))
         keys = GaugeMetricFamily("scenarium_keys", "API keys that are not revoked")
-        if self.admission:
-            for reason, count in self.admission.rejected.items():
+        written = CounterMetricFamily("scenarium_audit_lines", "Lines of the audit log that were written")
+        lost = CounterMetricFamily("scenarium_audit_lost", "Lines of the audit log that could not be written")
+        if self.gateway:
+            for reason, count in self.gateway.admission.rejected.items():
                 rejected.add_metric((reason,), count)
-            keys.add_metric((), len(self.admission.keyring.keys))
-        families: Iterable[Metric] = (rejected, keys, requests, restarts, latency, steps, batches, depth, running, workers, version, state)
+            keys.add_metric((), len(self.gateway.admission.keyring.keys))
+            if self.gateway.audit:
+                written.add_metric((), self.gateway.audit.lines)
+                lost.add_metric((), self.gateway.audit.lost)
+        families: Iterable[Metric] = (rejected, keys, written, lost, requests, restarts, latency, steps, batches, depth, running, workers, version, state)
         yield from families

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from scenarium.core.errors import ScenariumError, language
 from scenarium.gateway import logs, problems
 from scenarium.gateway.admission import ANONYMOUS, UNREAD
+from scenarium.gateway.audit import Entry
 from scenarium.gateway.batching import PRIORITIES, Outcome, Priority, Request
 
 if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
     from scenarium.gateway.app import Gateway
     from scenarium.gateway.services import Service
@@ -182,6 +183,15 @@ async def send_body(send: Send, status: int, headers: list[tuple[bytes, bytes]],
     await send({"type": "http.response.body", "body": content})
 
 
+def _with_headers(send: Send, more: list[tuple[bytes, bytes]]) -> Send:
+    async def extended(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] += more
+        await send(message)
+
+    return extended
+
+
 class Endpoint:
     """What the hot routes share. Bound to ASGI, so Starlette's route calls it as it is."""
 
@@ -191,16 +201,25 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(scope["headers"])
+        audit, entry = self.gateway.audit, None
         try:
             if scope["method"] != "POST":
                 raise ScenariumError("SCN-4016", method=scope["method"], path=scope["path"])
             name = scope["path_params"]["name"]
-            call.caller = await self.gateway.admission.admit(call, name)
+            call.caller = caller = await self.gateway.admission.admit(call, name)
+            if caller.key and caller.key.rate:
+                send = _with_headers(send, self.gateway.admission.limits.headers(caller.key, time.monotonic()))
+            if audit:
+                entry = Entry("POST", scope["path"], name, caller)
+                receive, send = entry.receive(receive), entry.send(send)
             await self.answer(self.gateway.service(name), call, receive, send)
         except ScenariumError as error:
             await send_problem(send, error, call)
         except Disconnected:
             return
+        finally:
+            if audit and entry:
+                audit.put(entry)
 
     async def answer(self, service: Service, call: Call, receive: Receive, send: Send) -> None:
         """Handle one request of a known scenario."""

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
@@ -16,6 +16,7 @@ from scenarium.core.registry import Registry
 from scenarium.core.store import Store
 from scenarium.gateway import logs
 from scenarium.gateway.app import Gateway, create_app
+from scenarium.gateway.connections import Bounds
 
 
 class _Server(uvicorn.Server):
@@ -31,18 +32,22 @@ def serve(registry: Registry, store: Store, config: GatewayConfig, beside: Calla
 
     Raises:
         OSError: the address cannot be bound.
-        ScenariumError: SCN-1101, SCN-1102 (keys), SCN-1107 (Redis).
+        ScenariumError: SCN-1101, SCN-1102 (keys), SCN-1105 (audit log), SCN-1107 (Redis).
     """
     if beside is None:  # else the caller has chosen
         logs.set_format(config.log_format)
     logs.capture()
     app = create_app(registry, store, config)
-    app.state.gateway.admission.open()  # before anything listens or starts
+    app.state.gateway.open()  # before anything listens or starts
+    _allow_files(config.max_connections)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.create_server((config.host, config.port), family=family, backlog=2048)
     host, port = listener.getsockname()[:2]
+    bounds = Bounds(config, app.state.gateway.admission.rejected)
     options = uvicorn.Config(
         app,
+        http=cast(Any, bounds.connection),
+        timeout_keep_alive=cast(int, config.keep_alive_s),  # it is only added to a time
         log_config=None,  # uvicorn's own lines go through the root logger
         access_log=False,
         server_header=False,
@@ -67,12 +72,25 @@ def serve(registry: Registry, store: Store, config: GatewayConfig, beside: Calla
             loop.add_signal_handler(number, end, number)
         shown = f"[{host}]" if ":" in host else host
         logs.event("info", "listening", url=f"http://{shown}:{port}")
-        task = asyncio.create_task(beside(app.state.gateway)) if beside else None
+        tasks = [asyncio.create_task(bounds.watch())]
+        if beside:
+            tasks.append(asyncio.create_task(beside(app.state.gateway)))
         await server.serve(sockets=[listener])
-        if task:
+        for task in tasks:
             task.cancel()
 
     with asyncio.Runner(loop_factory=options.get_loop_factory()) as runner:
         runner.run(main())
     logs.event("info", "stopped")
     return 0
+
+
+def _allow_files(connections: int) -> None:
+    """Raise the soft limit of open files, often 1024, so that every connection can have one."""
+    with contextlib.suppress(ImportError, OSError, ValueError):  # another system, or a limit that may not be raised
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = connections + 1024  # workers, the store, libraries
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))

@@ -1,0 +1,145 @@
+"""Connections as uvicorn keeps them, with bounds on what a client may cost: slow headers, slow bodies, large headers, too many at once.
+
+uvicorn waits without end for the headers and the body of a request (its keep-alive time begins after an answer), and httptools takes
+headers of any size. The times are looked at once a second for all connections together, so a request pays two assignments for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from scenarium.core.errors import ScenariumError
+from scenarium.gateway import problems
+from scenarium.gateway.predict import PROBLEM, RETRY_AFTER, Call
+
+if TYPE_CHECKING:
+    from scenarium.core.config import GatewayConfig
+
+SLOWEST = 16 * 1024
+"""Bytes of a body that give its client another second."""
+TICK_S = 1.0
+
+
+class Bounds:
+    """What a client may cost, and how many went beyond it."""
+
+    def __init__(self, config: GatewayConfig, rejected: dict[str, int]) -> None:
+        self.config = config
+        self.rejected = rejected
+        self.open: set[Connection] = set()
+
+    def connection(self, **options: Any) -> Connection:
+        """A new connection, as uvicorn asks for one."""
+        return Connection(self, **options)
+
+    async def watch(self) -> None:
+        """End the connections of slow clients, for ever."""
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            for connection in list(self.open):
+                connection.look(now, now - began, self.config.body_timeout_s)
+
+
+class Connection(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, bounds: Bounds, **options: Any) -> None:
+        super().__init__(**options)
+        self.bounds = bounds
+        self.receiving = True
+        """Whether the client has something to send: a request began and is not complete, or the connection is new."""
+        self.in_head = True
+        self.since = time.monotonic()
+        """When the client began to send these headers, or this body; later by the time in which the gateway itself did not read."""
+        self.size = 0
+        """Bytes of these headers, or of this body."""
+        self.unsent = 0
+        self.stuck = 0.0
+        """For how long the client has taken none of the bytes that wait for it."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
+        super().connection_made(transport)
+        self.bounds.open.add(self)
+        if len(self.bounds.open) > self.bounds.config.max_connections:
+            self.refuse("connections", ScenariumError("SCN-4111", limit=self.bounds.config.max_connections))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.bounds.open.discard(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self.in_head:
+            if not self.receiving:
+                self.receiving, self.since = True, time.monotonic()
+            self.size += len(data)
+        super().data_received(data)
+        if self.in_head and self.size > self.bounds.config.max_header_bytes:
+            self._too_large()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.receiving = self.in_head = True
+        self.since = time.monotonic()
+
+    def on_headers_complete(self) -> None:
+        self.in_head = False
+        limit = self.bounds.config.max_header_bytes
+        # What came in one piece may hold a body too: only then are the headers counted.
+        if self.size > limit and len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > limit:
+            self._too_large()
+            return
+        self.since, self.size = time.monotonic(), 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self.size += len(body)
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.receiving = False
+        self.in_head, self.size = True, 0  # of the request that may follow
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    def look(self, now: float, tick: float, timeout: float) -> None:
+        """End the connection where the client is slow; a second in which the gateway did not read is not the client's."""
+        unsent = self.transport.get_write_buffer_size()
+        self.stuck = self.stuck + tick if unsent and unsent == self.unsent else 0.0
+        self.unsent = unsent
+        if self.stuck > timeout:
+            self.bounds.rejected["slow"] += 1
+            self.transport.abort()
+            return
+        if not self.receiving or self.transport.is_closing():
+            return
+        if self.flow.read_paused:
+            self.since += tick
+        elif now - self.since > timeout + (0 if self.in_head else self.size / SLOWEST):
+            self.refuse("slow", ScenariumError("SCN-4109", seconds=timeout))
+
+    def _too_large(self) -> None:
+        self.refuse("headers", ScenariumError("SCN-4110", limit=self.bounds.config.max_header_bytes))
+
+    def refuse(self, reason: str, error: ScenariumError) -> None:
+        """Answer with problem details where no answer has begun, and close."""
+        self.bounds.rejected[reason] += 1
+        self.receiving = False
+        before = self.cycle is not None and not self.cycle.response_complete
+        # The answer of a request before this one, or one that has begun, must not be mixed with this one.
+        if not before or (self.cycle.more_body and not self.cycle.response_started):
+            call = Call(self.headers or [])
+            body = problems.body(error, call.language)
+            headers = [PROBLEM, (b"x-request-id", call.rid_header), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+            if error.status == 503:
+                headers.append(RETRY_AFTER)
+            self.transport.write(STATUS_LINE[error.status] + b"".join(b"%s: %s\r\n" % header for header in headers) + b"\r\n" + body)
+        self.transport.close()
