@@ -156,8 +156,8 @@ class Audit:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(f"{path}.lock", timeout=0)
             self._lock.acquire()
+            self.count, self.head, cut = _end(path) if path.exists() else (0, START, 0)
             self._file = _open(path)
-            self.count, self.head, cut = _end(path)
             self._good = path.stat().st_size - cut
             if cut:
                 self._file.truncate(self._good)

@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS keys (
 CREATE TABLE IF NOT EXISTS usage (id TEXT NOT NULL, day TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (id, day));
 """
 _COLUMNS = "id, digest, scenarios, admin, created, expires, revoked, rate_limit, rate_window, daily, note"
+_NAMES = {1: "second", 60: "minute", 3600: "hour", 86400: "day"}
 _NOBODY = hashlib.sha256(b"").digest()
 
 
@@ -42,7 +43,7 @@ class Rate:
     window: int
 
     def __str__(self) -> str:
-        return f"{self.limit}/{self.window} s"
+        return f"{self.limit}/{_NAMES.get(self.window, f'{self.window}s')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class KeyFile:
             if not done.rowcount:
                 raise ScenariumError("SCN-1104", ident=ident)
 
-    def keys(self) -> list[Key]:
+    def read(self) -> list[Key]:
         """All keys, oldest first; none where there is no file."""
         if not self.path.exists():
             return []
@@ -228,7 +229,7 @@ class Keyring:
         stamp = self.file.stamp()
         if stamp == self._stamp:
             return False
-        found = self.file.keys() if stamp and stamp[1] else []  # a file that is being made has no tables yet
+        found = self.file.read() if stamp and stamp[1] else []  # a file that is being made has no tables yet
         self.keys = {key.id: key for key in found if key.revoked is None}
         self.asked = self.asked or bool(found)
         self._stamp = stamp

@@ -19,7 +19,7 @@ from scenarium.core.errors import ScenariumError
 from scenarium.gateway import logs
 
 if TYPE_CHECKING:
-    from scenarium.gateway.keys import Key, Rate
+    from scenarium.gateway.keys import Key
 
 DAY_S = 86_400
 REDIS_S = 0.25
@@ -167,8 +167,3 @@ class Shared:
             if not await self._daily.hit(item, key.id, day):
                 wait = DAY_S - time.time() % DAY_S
                 raise Limited(key, wait, _headers(key.daily, DAY_S, 0, wait), daily=True)
-
-
-def describe(rate: Rate | None, daily: int | None) -> str:
-    """Both limits in a line of a table."""
-    return ", ".join([*([f"{rate}"] if rate else []), *([f"{daily}/d"] if daily is not None else [])]) or "-"

@@ -30,6 +30,8 @@ COMMANDS: dict[str, Entry] = {
     "rollback": Entry("scenarium.core.cli.versions:rollback", "return to the production version before", "回退到上一个生产版本"),
     "prune": Entry("scenarium.core.cli.versions:prune", "delete old versions that nothing refers to", "删除无引用的旧版本"),
     "serve": Entry("scenarium.gateway.cli:serve", "start the gateway", "启动网关"),
+    "keys": Entry("scenarium.gateway.access_cli:keys", "make, list and revoke API keys", "创建、列出和撤销 API 密钥"),
+    "audit": Entry("scenarium.gateway.access_cli:audit", "check the audit log", "检查审计日志"),
     "env": Entry("scenarium.core.cli.env:env", "make and list the environments that some scenarios need", "创建和列出部分场景所需的独立环境"),
     "config": Entry("scenarium.core.cli.config:config", "explain every setting and where its value comes from", "说明每个设置及其来源"),
     "new": Entry("scenarium.core.cli.kit:new", "write a plugin of your own from a template", "由模板生成您自己的插件"),

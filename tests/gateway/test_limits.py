@@ -1,0 +1,352 @@
+"""How much a caller may do: requests of a key, and what one connection may cost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from scenarium.core.errors import ScenariumError
+from scenarium.gateway.keys import Key, KeyFile, Rate
+from scenarium.gateway.limits import Limited, Limits, Shared
+
+
+def key(rate: Rate | None = None, daily: int | None = None) -> Key:
+    return Key("k", b"", None, False, 0.0, rate=rate, daily=daily)
+
+
+# ── counting ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_window_may_be_spent_at_once_and_then_goes_on_evenly():
+    limits, ten = Limits(), key(Rate(10, 5))
+    for n in range(10):
+        assert dict(limits.headers(ten, 100.0))[b"ratelimit-remaining"] == b"%d" % (10 - n)
+        limits.take(ten, 100.0)
+    with pytest.raises(Limited) as refused:
+        limits.take(ten, 100.0)
+    assert refused.value.code == "SCN-4105"
+    assert refused.value.wait == pytest.approx(0.5)
+    assert dict(refused.value.headers) == {
+        b"retry-after": b"1",
+        b"ratelimit-limit": b"10",
+        b"ratelimit-remaining": b"0",
+        b"ratelimit-reset": b"5",
+        b"ratelimit-policy": b"10;w=5",
+    }
+    with pytest.raises(Limited):
+        limits.take(ten, 100.49)
+    limits.take(ten, 100.51)
+    with pytest.raises(Limited):
+        limits.take(ten, 100.52)
+    for _ in range(10):
+        limits.take(ten, 200.0)
+    with pytest.raises(Limited):
+        limits.take(ten, 200.0)
+
+
+def test_no_window_lets_more_in_than_its_limit_and_what_came_back():
+    limits, three = Limits(), key(Rate(30, 3))
+    let_in = []
+    for step in range(4000):
+        now = step / 200
+        try:
+            limits.take(three, now)
+            let_in.append(now)
+        except Limited:
+            continue
+    assert len(let_in) == pytest.approx(30 + 20 * 10, abs=1), "one window at once, then 10 a second for 20 s"
+
+
+def test_the_day_ends_at_midnight_utc(monkeypatch):
+    at = 20_781 * 86_400.0 - 10  # 10 s before a midnight UTC
+    monkeypatch.setattr(time, "time", lambda: at)
+    limits, two = Limits(), key(daily=2)
+    limits.turn()
+    limits.saved(limits.day, {}, {"k": 1})  # a former process counted one
+    limits.take(two, 0.0)
+    with pytest.raises(Limited) as refused:
+        limits.take(two, 0.0)
+    assert (refused.value.code, refused.value.wait) == ("SCN-4106", 10.0)
+    assert limits.unsaved == {"k": 1}
+    at += 11
+    limits.take(two, 0.0)
+    assert limits.used == {"k": 1}
+
+
+def test_what_comes_while_the_use_is_saved_is_kept():
+    limits, many = Limits(), key(daily=1000)
+    for _ in range(5):
+        limits.take(many, 0.0)
+    written = dict(limits.unsaved)
+    limits.take(many, 0.0)
+    limits.saved(limits.day, written, {"k": 12})  # 5 of ours, 7 of another gateway
+    assert (limits.used, limits.unsaved) == ({"k": 13}, {"k": 1})
+
+
+def test_a_limit_costs_a_few_microseconds():
+    limits, each = Limits(), key(Rate(1_000_000, 60), 10_000_000)
+    took = []
+    for _ in range(20):
+        began = time.perf_counter()
+        for _ in range(200):
+            limits.take(each, 1.0)
+        took.append((time.perf_counter() - began) / 200)
+    assert min(took) < 10e-6
+
+
+# ── Redis ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_redis_that_is_away_stops_nobody(capfd):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+
+    async def ask() -> float:
+        shared = Shared(f"redis://127.0.0.1:{port}/0")
+        began = time.monotonic()
+        for _ in range(100):
+            await shared.take(key(Rate(1, 60), 1), "2026-11-24", 50.0)
+        return time.monotonic() - began
+
+    assert asyncio.run(ask()) < 2
+    events = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [event["event"] for event in events] == ["redis_unavailable"], "told once, and then left alone for a while"
+
+
+def test_a_wrong_redis_url_is_refused():
+    with pytest.raises(ScenariumError, match="SCN-1107"):
+        Shared("http://localhost")
+
+
+# ── a gateway ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def file(shared_lab):
+    return KeyFile(shared_lab.folder / "keys.sqlite")
+
+
+@pytest.fixture(scope="module")
+def gateway(shared_lab, file):
+    shared_lab.publish("unit")
+    file.create()  # from the start every request needs a key
+    found = shared_lab.start(
+        {"unit": "unit"},
+        "gateway.body_timeout_s=1",
+        "gateway.max_header_bytes=4096",
+        "gateway.max_connections=40",
+        "scenarios.unit.serve.max_body_bytes=4000000",
+    )
+    found.client.headers = bearer(file, shared_lab, found)
+    found.ready("unit")
+    return found
+
+
+def bearer(file, lab, gateway, **options) -> dict[str, str]:
+    """A key that the gateway knows."""
+    _, text = file.create(**options)
+    headers = {"Authorization": f"Bearer {text}"}
+    lab.until(lambda: gateway.client.get("/scenarios", headers=headers).status_code == 200)
+    return headers
+
+
+def rejected(gateway, reason: str) -> float:
+    return float(re.search(rf'scenarium_rejected_total{{reason="{reason}"}} (\S+)', gateway.client.get("/metrics").text)[1])
+
+
+def test_a_rate_refuses_fast_and_says_when_to_come_back(gateway, file, shared_lab):
+    headers = bearer(file, shared_lab, gateway, rate=Rate(20, 10))
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: gateway.ask("unit", headers=headers), range(40)))
+    good = [answer for answer in answers if answer.status_code == 200]
+    assert 20 <= len(good) <= 23  # one comes back each half second
+    assert {answer.headers["RateLimit-Limit"] for answer in good} == {"20"}
+    assert sorted(int(answer.headers["RateLimit-Remaining"]) for answer in good)[-1] == 19
+    took = []
+    for _ in range(20):
+        answer = gateway.ask("unit", headers=headers)
+        took.append(answer.elapsed.total_seconds())
+        if answer.status_code == 429:
+            assert answer.json()["code"] == "SCN-4105"
+            assert (answer.headers["Retry-After"], answer.headers["RateLimit-Remaining"], answer.headers["RateLimit-Policy"]) == ("1", "0", "20;w=10")
+    assert min(took) < 0.005
+    assert gateway.ask("unit").status_code == 200, "another key is not touched"
+    assert rejected(gateway, "rate") >= 15
+
+
+def test_a_batch_counts_each_item_and_waits_its_turn(gateway, file, shared_lab):
+    headers = bearer(file, shared_lab, gateway, rate=Rate(20, 2))
+    items = [{"text": str(n)} for n in range(35)]
+    before, began = rejected(gateway, "rate"), time.monotonic()
+    answer = gateway.client.post("/scenarios/unit/predict/batch", json=items, headers=headers)
+    assert [found["text"] for found in answer.json()] == [item["text"] for item in items]
+    assert 1.3 < time.monotonic() - began < 4, "20 at once, the other 15 at 10 a second"
+    assert rejected(gateway, "rate") == before
+    short = gateway.client.post("/scenarios/unit/predict/batch", json=items, headers=headers | {"X-Scenarium-Deadline-Ms": "20"})
+    codes = {found.get("code") for found in short.json()} if short.status_code == 200 else {short.json()["code"]}
+    assert "SCN-4105" in codes, "a turn that comes after the deadline is an error in its place"
+
+
+def test_a_daily_quota_holds_across_restarts(lab):
+    lab.publish("unit")
+    file = KeyFile(lab.folder / "keys.sqlite")
+    few, text = file.create(daily=5)
+    headers = {"Authorization": f"Bearer {text}"}
+    gateway = lab.start({"unit": "unit"})
+    lab.until(lambda: gateway.client.get("/scenarios/unit/ready", headers=headers).status_code == 200, 30)
+    assert [gateway.ask("unit", headers=headers).status_code for _ in range(3)] == [200] * 3
+    assert gateway.stop() == 0
+    assert list(file.usage(time.strftime("%Y-%m-%d", time.gmtime())).values()) == [3]
+    again = lab.start({"unit": "unit"})
+    lab.until(lambda: again.client.get("/scenarios/unit/ready", headers=headers).status_code == 200, 30)
+    answers = [again.ask("unit", headers=headers) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert answers[2].json()["code"] == "SCN-4106"
+    assert 0 < int(answers[2].headers["Retry-After"]) <= 86_400
+    assert few.id in answers[2].json()["title"]
+
+
+# ── connections ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def connect(gateway) -> socket.socket:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def drip(connection: socket.socket, data: bytes, pause: float) -> bytes:
+    """Send byte after byte until the other side answers; everything that it says until it closes."""
+    answer = b""
+    connection.settimeout(pause)
+    for n in range(len(data)):
+        try:
+            connection.sendall(data[n : n + 1])
+            answer += connection.recv(65_536)
+        except TimeoutError:
+            continue
+        except OSError:
+            break
+        break
+    connection.settimeout(10)
+    try:
+        while piece := connection.recv(65_536):
+            answer += piece
+    except OSError:
+        pass
+    return answer
+
+
+def head(gateway, *more: str) -> bytes:
+    key = gateway.client.headers["Authorization"]
+    return "\r\n".join(["POST /scenarios/unit/predict HTTP/1.1", "Host: x", f"Authorization: {key}", *more, "", ""]).encode()
+
+
+def test_slow_headers_end_with_408(gateway):
+    before = rejected(gateway, "slow")
+    with connect(gateway) as connection:
+        began = time.monotonic()
+        answer = drip(connection, head(gateway), 0.1)
+        assert 1 <= time.monotonic() - began < 4
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "SCN-4109"
+    assert rejected(gateway, "slow") == before + 1
+
+
+def test_a_connection_that_says_nothing_is_closed(gateway):
+    with connect(gateway) as silent, connect(gateway) as lines:
+        lines.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert lines.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        time.sleep(0.2)  # for the rest of the answer
+        lines.sendall(b"\r\n")  # no request, but it stops the keep-alive time
+        assert drip(silent, b"", 0).startswith(b"HTTP/1.1 408 ")
+        assert b"HTTP/1.1 408 " in drip(lines, b"", 0)
+
+
+def test_a_slow_body_ends_with_408_in_the_clients_language(gateway):
+    with connect(gateway) as connection:
+        connection.sendall(head(gateway, "Content-Length: 1000", "Accept-Language: zh", "X-Request-Id: slow-1"))
+        answer = drip(connection, b'{"text": "' + b"x" * 500, 0.05)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"x-request-id: slow-1" in answer
+    assert "请求发送过慢" in json.loads(answer.partition(b"\r\n\r\n")[2])["title"]
+    assert gateway.ask("unit").status_code == 200
+    assert 'scenarium_requests_open{scenario="unit"} 0.0' in gateway.client.get("/metrics").text
+
+
+def test_a_large_body_may_take_longer(gateway):
+    body = b'{"text": "' + b"x" * 200_000 + b'"}'
+    with connect(gateway) as connection:
+        connection.sendall(head(gateway, f"Content-Length: {len(body)}", "Connection: close"))
+        for n in range(0, len(body), 20_000):  # over 2.5 s at 80 kB/s, where a whole body may take 1 s and 12 s for its size
+            connection.sendall(body[n : n + 20_000])
+            time.sleep(0.25)
+        assert drip(connection, b"", 0).startswith(b"HTTP/1.1 200 ")
+
+
+def test_headers_are_bounded(gateway):
+    for headers in (f"X-Long: {'x' * 5000}", "\r\n".join(f"X-{n}: {'y' * 50}" for n in range(100))):
+        with connect(gateway) as connection:
+            connection.sendall(head(gateway, headers, "Content-Length: 0"))
+            answer = drip(connection, b"", 0)
+        assert answer.startswith(b"HTTP/1.1 431 "), answer
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "SCN-4110"
+    with connect(gateway) as endless:
+        endless.sendall(b"GET / HTTP/1.1\r\nX-Endless: ")
+        sent = 0
+        with contextlib.suppress(OSError):
+            while sent < 1_000_000:
+                sent += endless.send(b"z" * 1000)
+                time.sleep(0.001)
+        assert sent < 1_000_000, "a header without end is not read to its end"
+    body = b'{"text": "' + b"x" * 10_000 + b'"}'  # a body in the same piece is no header
+    with connect(gateway) as connection:
+        connection.sendall(head(gateway, f"Content-Length: {len(body)}", "Connection: close") + body)
+        assert drip(connection, b"", 0).startswith(b"HTTP/1.1 200 ")
+
+
+def test_connections_are_bounded_and_come_back(gateway, shared_lab):
+    before = rejected(gateway, "connections")
+    held = [connect(gateway) for _ in range(60)]
+    try:
+        time.sleep(0.3)
+        answers = [found for connection in held if (found := said(connection))]
+        assert len(answers) >= 20
+        first = answers[0]
+        assert first.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1" in first
+        assert json.loads(first.partition(b"\r\n\r\n")[2])["code"] == "SCN-4111"
+    finally:
+        for connection in held:
+            connection.close()
+    shared_lab.until(lambda: gateway.ask("unit").status_code == 200)
+    assert rejected(gateway, "connections") >= before + 20
+
+
+def said(connection: socket.socket) -> bytes:
+    """What has come so far."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(65_536)
+    except BlockingIOError:
+        return b""
+
+
+def test_a_client_that_takes_no_answer_is_let_go(gateway):
+    before = rejected(gateway, "slow")
+    body = b"\n".join(b'{"text": "%s"}' % (b"x" * 100_000) for _ in range(100))  # 10 MB of answers, more than the kernel keeps for it
+    with connect(gateway) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(head(gateway, f"Content-Length: {len(body)}").replace(b"/predict ", b"/predict/batch ") + body)
+        end = time.monotonic() + 15
+        while rejected(gateway, "slow") == before and time.monotonic() < end:
+            time.sleep(0.1)
+    assert rejected(gateway, "slow") == before + 1
