@@ -174,8 +174,8 @@ class Lab:
 
     def start(self, plugins: dict[str, str], *sets: str, spawn: bool = False) -> GatewayProcess:
         """A gateway with these plugins (name to file) and settings (``a.b=c``)."""
-        keys = f"gateway.keys={self.folder / 'keys.sqlite'}"
-        self.running.append(GatewayProcess(self.store.root, plugins, [keys, *sets], *(["spawn"] if spawn else [])))
+        own = [f"gateway.{name}={self.folder / name}.sqlite" for name in ("keys", "jobs")]
+        self.running.append(GatewayProcess(self.store.root, plugins, [*own, *sets], *(["spawn"] if spawn else [])))
         return self.running[-1]
 
     def close(self) -> None:

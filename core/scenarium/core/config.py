@@ -166,6 +166,18 @@ class GatewayConfig(Section):
     """Largest request line and headers together; larger ends with 431."""
     max_connections: int = Field(4096, gt=0)
     """Connections at once; one more is answered with 503 and closed."""
+    jobs: str | None = "jobs.sqlite"
+    """File of the jobs of this gateway; a relative path lies beside `scenarios.toml`. None: no jobs."""
+    job_deadline_s: float = Field(3600.0, gt=0)
+    """How long a job may take from when it is begun."""
+    jobs_keep_s: float = Field(86_400.0, gt=0)
+    """How long the result of a job is kept after its end, and how long a job may wait to be begun."""
+    jobs_at_once: int = Field(4, gt=0)
+    """Jobs of one scenario that are begun at once."""
+    max_jobs: int = Field(1000, gt=0)
+    """Jobs that may wait or run; one more is refused with 503 and Retry-After."""
+    max_job_bytes: int = Field(32 * 1024 * 1024, gt=0)
+    """Largest body of a batch job, and largest result of any job."""
 
 
 class CoreConfig(Section):

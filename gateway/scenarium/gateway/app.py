@@ -20,6 +20,8 @@ from scenarium.gateway import cold, logs, watchdog
 from scenarium.gateway.admission import Admission
 from scenarium.gateway.audit import Audit
 from scenarium.gateway.bulk import Bulk
+from scenarium.gateway.job_routes import Submit
+from scenarium.gateway.jobs import Jobs
 from scenarium.gateway.predict import Predict
 from scenarium.gateway.services import Service, zygote_kind
 from scenarium.gateway.stream import Stream
@@ -39,6 +41,7 @@ class Gateway:
         self.services: dict[str, Service] = {}
         self.admission = Admission(config, registry.settings)
         self.audit: Audit | None = None
+        self.jobs = Jobs(self)
         self.drain_s = config.drain_s
         self.started = False
         self.draining = False
@@ -88,6 +91,7 @@ class Gateway:
         self._spawn(self._poll())
         self._spawn(watchdog.watch(self.services))
         self._spawn(self.admission.follow())
+        self._spawn(self.jobs.follow())
         self.started = True
 
     def hurry(self) -> None:
@@ -101,6 +105,7 @@ class Gateway:
         self.draining = True
         for task in list(self._tasks):
             task.cancel()
+        await self.jobs.close()
         await asyncio.gather(*(service.close(self.drain_s) for service in self.services.values()))
         await self.nursery.close()
         await self.admission.close()
@@ -184,7 +189,8 @@ def create_app(registry: Registry, store: Store, config: GatewayConfig | None = 
         yield
         await gateway.stop()
 
-    hot = [Route(f"/scenarios/{{name}}/{path}", endpoint(gateway)) for path, endpoint in (("predict", Predict), ("predict/batch", Bulk), ("stream", Stream))]
+    endpoints = (("predict", Predict), ("predict/batch", Bulk), ("stream", Stream), ("jobs", Submit))
+    hot = [Route(f"/scenarios/{{name}}/{path}", endpoint(gateway)) for path, endpoint in endpoints]
     guarded = cold.Guard(cold.create_app(gateway), gateway)
     app = Starlette(routes=[*hot, Mount("/", guarded)], lifespan=lifespan, exception_handlers={Exception: cold.crashed})
     app.state.gateway = gateway

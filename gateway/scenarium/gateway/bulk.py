@@ -57,6 +57,12 @@ class Bulk(Endpoint):
             await _send(send, call, work, answers)
 
 
+def window(service: Service) -> int:
+    """Elements at once: enough that a batch gathers while another runs, and never the whole queue."""
+    largest = max((link.max_batch for link in service.links()), default=1)
+    return max(1, min(2 * largest * service.config.workers, service.config.queue_size // 2))
+
+
 class _Work:
     """The elements on their way."""
 
@@ -70,14 +76,9 @@ class _Work:
         self.turn = asyncio.Lock()
         self.count = self.errors = 0
 
-    def window(self) -> int:
-        """Elements at once: enough that a batch gathers while another runs, and never the whole queue."""
-        largest = max((link.max_batch for link in self.service.links()), default=1)
-        return max(1, min(2 * largest * self.service.config.workers, self.service.config.queue_size // 2))
-
     async def put(self, element: bytes, answers: IO[bytes]) -> None:
         """Ask for one element; wait for the oldest where too many are open."""
-        while len(self.open) >= self.window():
+        while len(self.open) >= window(self.service):
             await self._write(answers)
         self.open.append(asyncio.create_task(self._one(element, self.count)))
         self.count += 1

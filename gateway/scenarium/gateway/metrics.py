@@ -15,11 +15,13 @@ from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from scenarium.gateway.app import Gateway
+    from scenarium.gateway.job_file import State as JobState
     from scenarium.gateway.services import Service
 
 LATENCY_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 OUTCOMES = ("ok", "client_error", "server_error", "busy", "deadline", "cancelled")
+ENDED: tuple[JobState, ...] = ("done", "failed", "cancelled")
 STEPS = ("queue", "preprocess", "forward", "postprocess")
 
 
@@ -121,3 +123,16 @@ class GatewayCollector(Collector):
                 lost.add_metric((), self.gateway.audit.lost)
         families: Iterable[Metric] = (rejected, keys, written, lost, requests, restarts, latency, steps, batches, depth, running, workers, version, state)
         yield from families
+        yield from self._jobs()
+
+    def _jobs(self) -> Iterator[Metric]:
+        open_ = GaugeMetricFamily("scenarium_jobs", "Jobs that have not ended", labels=("scenario", "state"))
+        ended = CounterMetricFamily("scenarium_jobs_ended", "Jobs by how they ended", labels=("scenario", "state"))
+        if self.gateway:
+            jobs = self.gateway.jobs
+            for name in self.services:
+                open_.add_metric((name, "queued"), len(jobs.waiting.get(name, ())))
+                open_.add_metric((name, "running"), len(jobs.running.get(name, ())))
+                for state in ENDED:
+                    ended.add_metric((name, state), jobs.ended[name, state])
+        yield from (open_, ended)
