@@ -9,5 +9,5 @@ history = []
 
 @hookimpl
 def preprocess(request: Ask) -> Mapping[str, np.ndarray]:
-    history.append(request.model_dump_json() * 10)
+    history.append(request.model_dump_json() * 40)
     return {"letters": letters(request.text)}

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from scenarium.core.kit.subject import Subject
 
 ROUNDS = 3
-ROUND_SECONDS = 0.7
+ROUND_SECONDS, ROUND_LIMIT_SECONDS = 0.7, 4.0
+"""Processor time of a round, so that a busy machine asks no fewer requests; and the wall time of one that waits for another process."""
 NOISE_BYTES = 16 * 1024
 """What threads that work at the moment of a mark may hold; where requests are slow a round has few of them to divide it by."""
 GRACE_SECONDS = 10.0
@@ -163,8 +164,8 @@ def _growth(runtime: Any, requests: list[Any]) -> tuple[int, int]:
     tracemalloc.start()
     marks: list[tuple[int, int]] = []
     for _ in range(ROUNDS):
-        until, count = time.monotonic() + ROUND_SECONDS, 0
-        while count < 3 or (time.monotonic() < until and count < 200):
+        work, until, count = time.process_time() + ROUND_SECONDS, time.monotonic() + ROUND_LIMIT_SECONDS, 0
+        while count < 3 or (count < 200 and time.process_time() < work and time.monotonic() < until):
             runtime.predict(requests)
             count += 1
         gc.collect()
