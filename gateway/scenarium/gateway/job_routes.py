@@ -14,7 +14,7 @@ from scenarium.core.errors import ScenariumError, Words
 from scenarium.gateway import problems
 from scenarium.gateway.elements import Elements
 from scenarium.gateway.job_file import STATES, Job, Mode, New
-from scenarium.gateway.jobs import elements
+from scenarium.gateway.job_run import elements
 from scenarium.gateway.predict import JSON, Call, Endpoint, body_key, read_body, send_body
 
 if TYPE_CHECKING:

@@ -1,0 +1,504 @@
+"""Jobs on real gateways: each has one result, through cancels, deadlines and a gateway that is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from scenarium.core.errors import ScenariumError
+from scenarium.gateway.job_file import End, JobFile, New
+from scenarium.gateway.keys import KeyFile
+
+ENDED = ("done", "failed", "cancelled")
+
+
+def submit(gateway, text="x", query="", headers=None, name="unit", **fields):
+    answer = gateway.client.post(f"/scenarios/{name}/jobs{query}", json={"text": text, **fields}, headers=headers)
+    assert answer.status_code == 202, answer.text
+    assert answer.headers["location"] == answer.json()["url"] == f"/jobs/{answer.json()['id']}"
+    return answer.json()
+
+
+def job_of(gateway, job, **options):
+    return gateway.client.get(job["url"], **options).json()
+
+
+def ended(lab, gateway, job, timeout=20.0):
+    return lab.until(lambda: (found := job_of(gateway, job))["state"] in ENDED and found, timeout)
+
+
+def lines(path):
+    return path.read_text().split() if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def served(shared_lab):
+    """A gateway that most tests share."""
+    shared_lab.publish("unit")
+    gateway = shared_lab.start({"unit": "unit"}, "gateway.jobs_at_once=2", "scenarios.unit.serve.queue_size=8")
+    gateway.ready("unit")
+    return gateway
+
+
+# ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_job_is_accepted_and_answers_later(shared_lab, served):
+    job = submit(served, "later", do="sleep", seconds=0.3)
+    assert job["state"] == "queued"
+    early = served.client.get(job["result"])
+    assert (early.status_code, early.json()["code"]) == (409, "SCN-4122")
+    found = ended(shared_lab, served, job)
+    assert found["state"] == "done"
+    assert found["created"] <= found["started"] <= found["ended"] < found["expires"]
+    answer = served.client.get(job["result"])
+    assert (answer.status_code, answer.json()["text"]) == (200, "later")
+    assert answer.headers["x-scenarium-version"] == "1" == str(found["version"])
+    assert served.client.get(job["result"]).content == answer.content
+
+
+def test_bad_input_is_a_failed_job_with_the_answers_own_status(shared_lab, served):
+    job = served.client.post("/scenarios/unit/jobs", json={"no": 1}).json()
+    found = ended(shared_lab, served, job)
+    assert found["state"] == "failed"
+    assert (found["error"]["code"], found["error"]["field"]) == ("SCN-4001", "text")
+    answer = served.client.get(job["result"])
+    assert (answer.status_code, answer.headers["content-type"], answer.json()) == (422, "application/problem+json", found["error"])
+
+
+def test_a_batch_shows_progress_and_errors_in_place(shared_lab, served):
+    texts = [{"text": f"t{n}", "do": "sleep", "seconds": 0.02} for n in range(40)]
+    texts[7] = {"no": 1}
+    job = served.client.post("/scenarios/unit/jobs?batch=1", json=texts).json()
+    assert job["progress"] == {"done": 0, "total": 40, "errors": 0}
+    middle = shared_lab.until(lambda: 0 < (p := job_of(served, job)["progress"])["done"] < 40 and p)
+    assert middle["total"] == 40
+    assert ended(shared_lab, served, job)["progress"] == {"done": 40, "total": 40, "errors": 1}
+    answer = served.client.get(job["result"])
+    assert [each.get("text", each.get("code")) for each in answer.json()] == [f"t{n}" if n != 7 else "SCN-4001" for n in range(40)]
+    assert (answer.headers["x-scenarium-items"], answer.headers["x-scenarium-errors"]) == ("40", "1")
+
+
+def test_json_lines_in_json_lines_out(shared_lab, served):
+    body = b'{"text": "a"}\n{"text": "b"}\n'
+    job = served.client.post("/scenarios/unit/jobs?batch=1", content=body).json()
+    ended(shared_lab, served, job)
+    answer = served.client.get(job["result"])
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    assert [json.loads(line)["text"] for line in answer.text.splitlines()] == ["a", "b"]
+
+
+def test_a_stream_is_kept_part_by_part(shared_lab, served):
+    job = submit(served, "s", "?stream=1", n=4, seconds=0.1)
+    shared_lab.until(lambda: 0 < job_of(served, job)["progress"]["done"] < 4)
+    assert ended(shared_lab, served, job)["progress"]["done"] == 4
+    assert [json.loads(line)["part"] for line in served.client.get(job["result"]).text.splitlines()] == [0, 1, 2, 3]
+
+
+def test_single_requests_are_not_refused_because_of_jobs(shared_lab, served):
+    """A queue of 8, 30 jobs and a batch of 100: singles still find room, and none waits behind all of that."""
+    jobs = [served.client.post("/scenarios/unit/jobs?batch=1", json=[{"text": "b", "do": "sleep", "seconds": 0.02}] * 100).json()]
+    jobs += [submit(served, f"j{n}", do="sleep", seconds=0.02) for n in range(30)]
+    answers = [served.ask("unit", f"single{n}") for n in range(8)]
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert any(job_of(served, job)["state"] not in ENDED for job in jobs)
+    for job in jobs:
+        assert ended(shared_lab, served, job, 60)["state"] == "done"
+
+
+def test_the_same_idempotency_key_is_the_same_job(served):
+    job = submit(served, "once", headers={"Idempotency-Key": "k1"})
+    again = submit(served, "once", headers={"Idempotency-Key": "k1"})
+    assert again["id"] == job["id"]
+    assert submit(served, "once", headers={"Idempotency-Key": "k2"})["id"] != job["id"]
+    other = served.client.post("/scenarios/unit/jobs", json={"text": "other"}, headers={"Idempotency-Key": "k1"})
+    assert (other.status_code, other.json()["code"]) == (422, "SCN-4128")
+    long = served.client.post("/scenarios/unit/jobs", json={"text": "x"}, headers={"Idempotency-Key": "k" * 256})
+    assert (long.status_code, long.json()["code"]) == (400, "SCN-4018")
+
+
+@pytest.mark.parametrize("ident", ["nothing", "0" * 32, "%2e%2e", "a b", "é", "x" * 4000])
+def test_bad_ids_are_not_there(served, ident):
+    for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/result")):
+        answer = served.client.request(method, f"/jobs/{ident}{path}")
+        assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json"), path
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/jobs?limit=0", "SCN-4129"),
+        ("/jobs?limit=501", "SCN-4129"),
+        ("/jobs?limit=²", "SCN-4129"),
+        ("/jobs?state=lost", "SCN-4129"),
+        ("/jobs?after=nothing", "SCN-4121"),
+    ],
+)
+def test_bad_queries_of_a_list(served, path, code):
+    assert served.client.get(path).json()["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("query", "content", "status", "code"),
+    [
+        ("?batch=2", b"[]", 400, "SCN-4129"),
+        ("?batch=1&stream=1", b"[]", 400, "SCN-4129"),
+        ("?batch=1", b'[{"text": "a"}', 400, "SCN-4002"),
+        ("?batch=1", b"", 400, "SCN-4002"),
+    ],
+)
+def test_a_bad_request_for_a_job(served, query, content, status, code):
+    answer = served.client.post(f"/scenarios/unit/jobs{query}", content=content)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+def test_lists_are_paged_and_filtered(served):
+    made = [submit(served, f"p{n}")["id"] for n in range(5)]
+    page = served.client.get("/jobs?scenario=unit&limit=2").json()
+    seen = [job["id"] for job in page["jobs"]]
+    while len(seen) < 5:
+        page = served.client.get(page["next"]).json()
+        seen += [job["id"] for job in page["jobs"]]
+    assert seen[:5] == made[::-1]
+    assert served.client.get("/jobs?scenario=other").json() == {"jobs": [], "next": None}
+    assert {job["state"] for job in served.client.get("/jobs?state=failed").json()["jobs"]} <= {"failed"}
+
+
+# ── ending ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_cancel(shared_lab, served, tmp_path):
+    trail = tmp_path / "trail"
+    running = [submit(served, f"running{n}", do="sleep", seconds=30, trail=str(trail)) for n in range(2)]
+    shared_lab.until(lambda: lines(trail))
+    queued = submit(served, "queued", trail=str(trail))
+    assert served.client.delete(queued["url"]).json()["state"] == "cancelled"
+    began = time.monotonic()
+    for job in running:
+        assert served.client.delete(job["url"]).json()["state"] == "cancelled"
+    after = submit(served, "after", trail=str(trail))
+    assert ended(shared_lab, served, after)["state"] == "done"
+    assert time.monotonic() - began < 20  # the worker that slept was ended after its grace
+    assert "queued" not in lines(trail)
+    answer = served.client.get(queued["result"])
+    assert (answer.status_code, answer.json()["code"]) == (410, "SCN-4123")
+    assert served.client.delete(after["url"]).json()["state"] == "done"  # what has ended stays as it is
+
+
+def test_a_cancelled_batch_stops_where_it_is(shared_lab, served, tmp_path):
+    trail = tmp_path / "trail"
+    body = [{"text": "e", "do": "sleep", "seconds": 0.05, "trail": str(trail)}] * 200
+    job = served.client.post("/scenarios/unit/jobs?batch=1", json=body).json()
+    shared_lab.until(lambda: lines(trail))
+    assert served.client.delete(job["url"]).json()["state"] == "cancelled"
+    shared_lab.until(lambda: 'scenarium_jobs{scenario="unit",state="running"} 0.0' in served.client.get("/metrics").text)
+    time.sleep(0.5)
+    count = len(lines(trail))
+    time.sleep(0.5)
+    assert len(lines(trail)) == count < 100
+
+
+def test_a_job_has_its_own_deadline(shared_lab, served):
+    job = submit(served, "slow", headers={"X-Scenarium-Deadline-Ms": "300"}, do="sleep", seconds=3)
+    found = ended(shared_lab, served, job)
+    assert (found["state"], found["error"]["code"]) == ("failed", "SCN-4007")
+    assert served.client.get(job["result"]).status_code == 504
+
+
+def test_results_expire_and_are_forgotten(lab):
+    lab.publish("unit")
+    gateway = lab.start({"unit": "unit"}, "gateway.jobs_keep_s=2")
+    gateway.ready("unit")
+    job = submit(gateway)
+    ended(lab, gateway, job)
+    assert gateway.client.get(job["result"]).status_code == 200
+    gone = lab.until(lambda: (a := gateway.client.get(job["result"])).status_code != 200 and a)
+    assert (gone.status_code, gone.json()["code"]) == (410, "SCN-4123")
+    assert job_of(gateway, job)["state"] == "done"
+    lab.until(lambda: gateway.client.get(job["url"]).status_code == 404)
+    lab.until(lambda: sqlite3.connect(lab.folder / "jobs.sqlite").execute("SELECT COUNT(*) FROM jobs").fetchone() == (0,))
+
+
+def test_too_many_and_too_large(lab):
+    lab.publish("unit")
+    gateway = lab.start({"unit": "unit"}, "gateway.max_jobs=3", "gateway.jobs_at_once=1", "gateway.max_job_bytes=400")
+    gateway.ready("unit")
+    blocker = submit(gateway, do="sleep", seconds=1)
+    submit(gateway)
+    submit(gateway)
+    refused = gateway.client.post("/scenarios/unit/jobs", json={"text": "x"})
+    assert (refused.status_code, refused.json()["code"], "retry-after" in refused.headers) == (503, "SCN-4124", True)
+    ended(lab, gateway, blocker)
+    large = submit(gateway, "x" * 500)
+    found = ended(lab, gateway, large)
+    assert (found["state"], found["error"]["code"]) == ("failed", "SCN-4126")
+    stream = submit(gateway, "x" * 50, "?stream=1", n=100)
+    assert ended(lab, gateway, stream)["error"]["code"] == "SCN-4126"
+    batch = gateway.client.post("/scenarios/unit/jobs?batch=1", json=[{"text": "x" * 50}] * 5).json()
+    assert ended(lab, gateway, batch)["error"]["code"] == "SCN-4126"
+    body = gateway.client.post("/scenarios/unit/jobs?batch=1", json=[{"text": "x" * 50}] * 50)
+    assert (body.status_code, body.json()["code"]) == (413, "SCN-4012")
+
+
+# ── across restarts ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def killed(lab, gateway):
+    """End a gateway as a power cut would."""
+    processes = gateway.processes()
+    gateway.stop(signal.SIGKILL)
+    lab.until(lambda: not lab.alive(processes))
+
+
+def test_each_job_has_one_result_though_the_gateway_is_killed(lab, tmp_path):
+    trail = tmp_path / "trail"
+    lab.publish("unit", settings={"model.max_batch": 2})
+    gateway = lab.start({"unit": "unit"})
+    gateway.ready("unit")
+    jobs = {f"t{n}": submit(gateway, f"t{n}", do="sleep", seconds=0.15, trail=str(trail), headers={"Idempotency-Key": f"k{n}"}) for n in range(24)}
+    batch = gateway.client.post("/scenarios/unit/jobs?batch=1", json=[{"text": f"b{n}", "do": "sleep", "seconds": 0.01} for n in range(30)]).json()
+    lab.until(lambda: len(lines(trail)) >= 3)
+    states = [job_of(gateway, job)["state"] for job in jobs.values()]
+    assert states.count("queued") >= 20
+    assert "running" in states
+    killed(lab, gateway)
+    before = lines(trail)
+
+    gateway = lab.start({"unit": "unit"})
+    gateway.ready("unit")
+    for text, job in jobs.items():
+        assert ended(lab, gateway, job, 60)["state"] == "done"
+        assert gateway.client.get(job["result"]).json()["text"] == text
+    assert ended(lab, gateway, batch)["state"] == "done"
+    assert [each["text"] for each in gateway.client.get(batch["result"]).json()] == [f"b{n}" for n in range(30)]
+    ran = lines(trail)
+    assert set(ran) == set(jobs)
+    again = {text for text in ran if ran.count(text) > 1}
+    assert again <= set(before)  # only what may have been running was run again
+    assert len(again) <= 4
+    assert submit(gateway, "t5", do="sleep", seconds=0.15, trail=str(trail), headers={"Idempotency-Key": "k5"})["id"] == jobs["t5"]["id"]
+    assert len(gateway.client.get("/jobs?limit=500").json()["jobs"]) == 25
+
+
+def test_what_is_not_pure_is_not_run_again_after_a_restart(lab, tmp_path):
+    trail = tmp_path / "trail"
+    lab.publish("unit", settings={"model.pure": False, "model.max_batch": 1})
+    gateway = lab.start({"unit": "unit"}, "gateway.jobs_at_once=1")
+    gateway.ready("unit")
+    running = submit(gateway, "running", do="sleep", seconds=2, trail=str(trail))
+    queued = submit(gateway, "queued", trail=str(trail))
+    lab.until(lambda: lines(trail))
+    killed(lab, gateway)
+    gateway = lab.start({"unit": "unit"})
+    gateway.ready("unit")
+    found = ended(lab, gateway, running)
+    assert (found["state"], found["error"]["code"]) == ("failed", "SCN-4125")
+    assert gateway.client.get(running["result"]).status_code == 500
+    assert ended(lab, gateway, queued)["state"] == "done"
+    assert lines(trail) == ["running", "queued"]
+
+
+def test_sigterm_lets_what_runs_end_and_keeps_the_rest(lab, tmp_path):
+    trail = tmp_path / "trail"
+    lab.publish("unit", settings={"model.max_batch": 1})
+    gateway = lab.start({"unit": "unit"})
+    gateway.ready("unit")
+    jobs = [submit(gateway, f"t{n}", do="sleep", seconds=1, trail=str(trail)) for n in range(6)]
+    lab.until(lambda: lines(trail))
+    assert gateway.stop() == 0
+    assert lines(trail) == ["t0"]  # no other was begun
+    gateway = lab.start({"unit": "unit"})
+    gateway.ready("unit")
+    assert job_of(gateway, jobs[0])["state"] == "done"
+    for job in jobs:
+        assert ended(lab, gateway, job)["state"] == "done"
+    assert lines(trail) == [f"t{n}" for n in range(6)]
+
+
+def test_a_pure_job_that_outlasts_the_drain_is_run_again(lab, tmp_path):
+    trail = tmp_path / "trail"
+    lab.publish("unit")
+    gateway = lab.start({"unit": "unit"}, "gateway.drain_s=0.5")
+    gateway.ready("unit")
+    job = submit(gateway, "long", do="sleep", seconds=3, trail=str(trail))
+    lab.until(lambda: lines(trail))
+    began = time.monotonic()
+    assert gateway.stop() == 0
+    assert time.monotonic() - began < 2.5
+    gateway = lab.start({"unit": "unit"})
+    assert ended(lab, gateway, job)["state"] == "done"
+    assert lines(trail) == ["long", "long"]
+
+
+def test_a_workers_death_costs_no_job(lab):
+    lab.publish("unit")
+    gateway = lab.start({"unit": "unit"})
+    gateway.ready("unit")
+    jobs = [submit(gateway, f"t{n}", do="sleep", seconds=0.3) for n in range(3)]
+    stream = submit(gateway, "s", "?stream=1", n=3, seconds=0.5)
+    time.sleep(0.2)
+    os.kill(gateway.client.get("/scenarios/unit").json()["workers"][0]["pid"], signal.SIGKILL)
+    for job in (*jobs, stream):
+        assert ended(lab, gateway, job)["state"] == "done"
+    poison = submit(gateway, "p", do="kill")
+    assert ended(lab, gateway, poison)["error"]["code"] == "SCN-4009"
+
+
+def test_a_scenario_that_is_gone_keeps_its_jobs(lab):
+    lab.publish("unit")
+    gateway = lab.start({"unit": "unit"}, "gateway.jobs_at_once=1")
+    gateway.ready("unit")
+    submit(gateway, "blocker", do="sleep", seconds=5)
+    job = submit(gateway, "kept")
+    killed(lab, gateway)
+    gateway = lab.start({"other": "unit"})
+    assert job_of(gateway, job)["state"] == "queued"
+    assert gateway.stop() == 0
+    gateway = lab.start({"unit": "unit"})
+    assert ended(lab, gateway, job)["state"] == "done"
+
+
+# ── who and where ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_job_belongs_to_the_key_that_made_it(lab):
+    lab.publish("unit")
+    keys = KeyFile(lab.folder / "keys.sqlite")
+    texts = {"a": keys.create()[1], "b": keys.create()[1], "admin": keys.create(admin=True)[1]}
+    bearer = {who: {"Authorization": f"Bearer {text}"} for who, text in texts.items()}
+    gateway = lab.start({"unit": "unit"})
+    job = submit(gateway, headers=bearer["a"] | {"Idempotency-Key": "k"})
+    assert submit(gateway, headers=bearer["b"] | {"Idempotency-Key": "k"})["id"] != job["id"]
+    assert gateway.client.get(job["url"]).status_code == 401
+    for method, path in (("GET", job["url"]), ("DELETE", job["url"]), ("GET", job["result"]), ("GET", f"/jobs?after={job['id']}")):
+        assert gateway.client.request(method, path, headers=bearer["b"]).status_code == 404
+    lab.until(lambda: job_of(gateway, job, headers=bearer["a"])["state"] == "done")
+    assert gateway.client.get(job["result"], headers=bearer["admin"]).status_code == 200
+    counts = {who: len(gateway.client.get("/jobs", headers=header).json()["jobs"]) for who, header in bearer.items()}
+    assert counts == {"a": 1, "b": 1, "admin": 2}
+
+
+def test_a_batch_counts_each_element_for_the_keys_limits(lab):
+    from scenarium.gateway.keys import parse_rate
+
+    lab.publish("unit")
+    _, text = KeyFile(lab.folder / "keys.sqlite").create(rate=parse_rate("4/2s"), daily=6)
+    gateway = lab.start({"unit": "unit"})
+    gateway.wait_event("worker_ready")
+    header = {"Authorization": f"Bearer {text}"}
+    began = time.monotonic()
+    job = gateway.client.post("/scenarios/unit/jobs?batch=1", json=[{"text": f"t{n}"} for n in range(8)], headers=header).json()
+    found = lab.until(lambda: (f := job_of(gateway, job, headers=header))["state"] == "done" and f)
+    assert time.monotonic() - began > 0.8  # two of them waited half a second each
+    answers = gateway.client.get(job["result"], headers=header).json()
+    assert [each.get("text", each.get("code")) for each in answers] == [*(f"t{n}" for n in range(6)), "SCN-4106", "SCN-4106"]
+    assert found["progress"] == {"done": 8, "total": 8, "errors": 2}
+
+
+def test_two_gateways_do_not_share_the_file(lab):
+    lab.publish("unit")
+    first = lab.start({"unit": "unit"})
+    first.ready("unit")
+    job = submit(first)
+    second = lab.start({"unit": "unit"})
+    second.ready("unit")
+    refused = second.client.get(job["url"], headers={"Accept-Language": "zh"})
+    assert (refused.status_code, refused.json()["code"]) == (503, "SCN-4127")
+    assert "另一个网关" in refused.json()["title"]
+    assert second.ask("unit").status_code == 200
+    assert first.stop() == 0
+    lab.until(lambda: second.client.get(job["url"]).status_code == 200)  # taken over
+    assert oct((lab.folder / "jobs.sqlite").stat().st_mode & 0o777) == "0o600"
+
+
+def test_a_file_that_is_none_harms_nothing_else(lab):
+    lab.publish("unit")
+    (lab.folder / "jobs.sqlite").write_text("this is no database, and long enough to be read as the header of one" * 20)
+    gateway = lab.start({"unit": "unit"})
+    gateway.ready("unit")
+    answer = gateway.client.post("/scenarios/unit/jobs", json={"text": "x"})
+    assert (answer.status_code, answer.json()["code"]) == (503, "SCN-4127")
+    assert gateway.ask("unit").status_code == 200
+    gateway.wait_event("jobs_unusable")
+    off = lab.start({"unit": "unit"}, "gateway.jobs=null")
+    off.ready("unit")
+    assert off.client.post("/scenarios/unit/jobs", json={"text": "x"}).json()["code"] == "SCN-4127"
+    assert off.client.get("/jobs").json()["jobs"] == []
+
+
+# ── the file alone ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def new(once=None, body=b"{}"):
+    return New("unit", "", "one", "application/json", "en", "", "", 1000.0, None, once, body, body)
+
+
+@pytest.fixture
+def file(tmp_path):
+    found = JobFile(tmp_path / "jobs.sqlite", 60.0, 10)
+    found.open()
+    yield found
+    found.close()
+
+
+def reopened(file):
+    file.close()
+    return file.open()
+
+
+def test_a_job_ends_once(file):
+    job, fresh = file.add(new())
+    assert fresh
+    assert file.begin(job.id, True)
+    assert file.begin(job.id, True) is None
+    assert file.end(job.id, End("application/json", b"first"))
+    assert not file.end(job.id, End("application/json", b"second"))
+    assert not file.again(job.id, True)
+    assert file.cancel(job.id).state == "done"
+    assert file.result(job.id) == b"first"
+
+
+def test_a_job_that_always_ends_its_gateway_is_given_up(file):
+    job, _ = file.add(new())
+    for _ in range(3):
+        assert file.begin(job.id, True)
+        left = reopened(file)
+    assert left == []
+    assert file.get(job.id).state == "failed"
+    assert json.loads(file.get(job.id).fault)["zh"]["code"] == "SCN-4125"
+
+
+def test_a_run_that_no_worker_saw_does_not_count(file):
+    job, _ = file.add(new())
+    for _ in range(5):
+        assert file.begin(job.id, True)
+        assert file.again(job.id, False)
+    assert reopened(file) == [(job.id, "unit")]
+
+
+def test_a_job_that_nobody_begins_fails_in_the_end(tmp_path):
+    file = JobFile(tmp_path / "jobs.sqlite", 0.05, 10)
+    file.open()
+    job, _ = file.add(new())
+    time.sleep(0.06)
+    assert file.sweep() == [(job.id, "unit")]
+    assert json.loads(file.get(job.id).fault)["en"]["code"] == "SCN-4130"
+    file.close()
+
+
+def test_a_file_of_a_later_format_is_left_alone(file):
+    file.close()
+    with contextlib.closing(sqlite3.connect(file.path)) as connection:
+        connection.execute("PRAGMA user_version = 9")
+    with pytest.raises(ScenariumError) as caught:
+        file.open()
+    assert caught.value.code == "SCN-4127"
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ScenariumError):  # the lock was let go: another thread gets as far
+        pool.submit(file.open).result()
