@@ -351,6 +351,30 @@ def test_a_workers_death_costs_no_job(lab):
     assert ended(lab, gateway, poison)["error"]["code"] == "SCN-4009"
 
 
+def test_a_new_version_waits_for_a_running_job_of_the_old_one(lab, tmp_path):
+    """Longer than a single request may take: what is not pure could not be run again."""
+    trail = tmp_path / "trail"
+    lab.publish("unit", settings={"model.pure": False})
+    gateway = lab.start({"unit": "unit"}, "scenarios.unit.serve.deadline_ms=500")
+    gateway.ready("unit")
+    job = submit(gateway, "long", do="sleep", seconds=8, trail=str(trail))
+    lab.until(lambda: lines(trail))
+    lab.publish("unit", settings={"model.pure": False, "model.answer": "two"})
+    gateway.wait_event("version_served", version=2)
+    assert gateway.ask("unit").json()["answer"] == "two"
+    assert job_of(gateway, job)["state"] == "running"
+    found = ended(lab, gateway, job)
+    assert (found["state"], found["version"]) == ("done", 1)
+
+
+def test_the_openapi_document_has_the_routes(served):
+    paths = served.client.get("/openapi.json").json()["paths"]
+    assert set(paths["/scenarios/unit/jobs"]["post"]["responses"]) >= {"202", "422", "503"}
+    assert {method for path in ("/jobs", "/jobs/{ident}", "/jobs/{ident}/result") for method in paths[path]} == {"get", "delete"}
+    operations = [operation["operationId"] for path in paths.values() for operation in path.values()]
+    assert len(operations) == len(set(operations))
+
+
 def test_a_scenario_that_is_gone_keeps_its_jobs(lab):
     lab.publish("unit")
     gateway = lab.start({"unit": "unit"}, "gateway.jobs_at_once=1")

@@ -8,7 +8,7 @@ which knows them by their path, so that a new route is closed unless it is named
 - below ``/admin/`` an admin key is needed, and for all but ``GET`` a JSON content type, which no form of a foreign web page can send.
   While no key exists, administration answers to this machine alone, by a ``Host`` header that names it, since a foreign page may bend
   its own name to this address (DNS rebinding);
-- everything else needs any valid key, once one exists.
+- everything else needs any valid key, once one exists; and to change something below ``/scenarios/{name}/``, one for that scenario.
 
 Behind the guard ``scope["caller"]`` tells who calls.
 """
@@ -36,6 +36,7 @@ REASONS = ("no_key", "bad_key", "scope", "admin", "rate", "quota", "slow", "head
 CHALLENGE = (b"www-authenticate", b"Bearer")
 OPEN = ("/healthz", "/readyz")
 ADMIN = "/admin/"
+READS = ("GET", "HEAD")
 LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost")
 POLL_S = 1.0
 UNREAD = 65_536
@@ -146,13 +147,16 @@ class Admission:
         """Let a request to any other route in.
 
         Raises:
-            Rejected: SCN-4101, SCN-4102 (401), SCN-4104, SCN-4108 (403), SCN-4107 (415).
+            Rejected: SCN-4101, SCN-4102 (401), SCN-4103, SCN-4104, SCN-4108 (403), SCN-4107 (415).
         """
         if path.startswith(ADMIN):
             return self._admin(call, method)
         if not self.keyring.asked or path in OPEN or (path == "/metrics" and self._open_metrics):
             return ANONYMOUS
-        return Caller(self.identify(call))
+        key = self.identify(call)
+        if path.startswith("/scenarios/") and method not in READS and not key.may_predict(name := path.split("/", 3)[2]):
+            raise self._reject("scope", "SCN-4103", ident=key.id, name=name)
+        return Caller(key)
 
     def _admin(self, call: Call, method: str) -> Caller:
         if self.keyring.asked or not self.local:
@@ -164,7 +168,7 @@ class Admission:
             caller = ANONYMOUS
         else:
             raise self._reject("admin", "SCN-4108", value=call.host)
-        if method not in ("GET", "HEAD") and call.content_type.partition(";")[0].strip().lower() != "application/json":
+        if method not in READS and call.content_type.partition(";")[0].strip().lower() != "application/json":
             raise self._reject("admin", "SCN-4107", value=call.content_type)
         return caller
 

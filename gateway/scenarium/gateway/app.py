@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from scenarium.core.config import GatewayConfig, ServeConfig
 from scenarium.core.errors import ScenariumError
 from scenarium.core.registry import Registry
 from scenarium.core.store import PRODUCTION, Store
-from scenarium.gateway import cold, logs, watchdog
+from scenarium.gateway import cold, logs, reloading, watchdog
 from scenarium.gateway.admission import Admission
 from scenarium.gateway.audit import Audit
 from scenarium.gateway.bulk import Bulk
@@ -43,9 +43,13 @@ class Gateway:
         self.audit: Audit | None = None
         self.jobs = Jobs(self)
         self.drain_s = config.drain_s
+        self.again: Callable[[], Registry] | None = None
+        """Reads the settings and what is installed anew."""
         self.started = False
         self.draining = False
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._reloading = asyncio.Lock()
+        self._leaving: set[asyncio.Task[None]] = set()
 
     def service(self, name: str) -> Service:
         """The scenario's service.
@@ -78,20 +82,19 @@ class Gateway:
         await asyncio.to_thread(self.open)
         self.nursery = Nursery()
         for name, plugin in self.registry.names().items():
-            self.services[name] = self._service(name, plugin)
+            self.services[name] = self.make_service(name, plugin)
         numbers = await asyncio.to_thread(self._numbers)
-        trained = [service for name, service in self.services.items() if numbers[name] is not None]
-        busy = sum(service.config.workers for service in trained)
+        busy = sum(service.config.workers for name, service in self.services.items() if numbers[name] is not None)
         for service in self.services.values():
-            service.threads = service.config.threads or max(1, cores() // max(1, busy))
+            service.share = max(1, cores() // max(1, busy))
         await asyncio.to_thread(self._preload, numbers)
         for name, service in self.services.items():
             if service.wrong is None:
-                self._spawn(service.load(numbers[name]))
-        self._spawn(self._poll())
-        self._spawn(watchdog.watch(self.services))
-        self._spawn(self.admission.follow())
-        self._spawn(self.jobs.follow())
+                self.spawn(service.load(numbers[name]))
+        self.spawn(self._poll())
+        self.spawn(watchdog.watch(self.services))
+        self.spawn(self.admission.follow())
+        self.spawn(self.jobs.follow())
         self.started = True
 
     def hurry(self) -> None:
@@ -106,13 +109,13 @@ class Gateway:
         for task in list(self._tasks):
             task.cancel()
         await self.jobs.close()
-        await asyncio.gather(*(service.close(self.drain_s) for service in self.services.values()))
+        await asyncio.gather(*(service.close(self.drain_s) for service in self.services.values()), *self._leaving)
         await self.nursery.close()
         await self.admission.close()
         if self.audit:
             await asyncio.to_thread(self.audit.close)
 
-    def _service(self, name: str, plugin: str) -> Service:
+    def make_service(self, name: str, plugin: str) -> Service:
         """The service; settings that are wrong make this scenario fail and no other."""
         wrong = None
         try:
@@ -121,20 +124,40 @@ class Gateway:
             config, wrong = ServeConfig(), fault
         return Service(name, plugin, config, self.registry, self.store, self.nursery, wrong)
 
-    def _spawn(self, work: Any) -> None:
+    def spawn(self, work: Any) -> None:
+        """Run something beside, until the gateway stops."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _numbers(self) -> dict[str, int | None]:
-        """The production version of each scenario; None too where its alias file is damaged, which ``load`` tells."""
-        found: dict[str, int | None] = {}
-        for name in self.services:
-            try:
-                found[name] = self.store.aliases(name)["aliases"].get(PRODUCTION)
-            except ScenariumError:
-                found[name] = None
-        return found
+        """The production version of each scenario."""
+        return {name: self.number(name) for name in list(self.services)}
+
+    def number(self, name: str) -> int | None:
+        """The production version of a scenario; None too where its alias file is damaged, which ``load`` tells."""
+        try:
+            number: int | None = self.store.aliases(name)["aliases"].get(PRODUCTION)
+        except ScenariumError:
+            return None
+        return number
+
+    async def reload(self) -> dict[str, list[str]]:
+        """Read the settings again and serve what they say; see ``reloading``.
+
+        Raises:
+            ScenariumError: SCN-4030 (this gateway was not started from settings), or what is wrong with the settings.
+        """
+        if self.again is None:
+            raise ScenariumError("SCN-4030")
+        async with self._reloading:
+            return await reloading.reload(self, await asyncio.to_thread(self.again))
+
+    def leave(self, service: Service) -> None:
+        """Let a scenario that is served no more finish what it has accepted."""
+        task = asyncio.create_task(service.close(self.drain_s))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     def _preload(self, numbers: dict[str, int | None]) -> None:
         """Tell the zygotes what the versions' workers share, before the first fork."""
@@ -158,9 +181,9 @@ class Gateway:
                 continue
             self.nursery.refresh()
             for name, number in numbers.items():
-                service = self.services[name]
-                if number is not None and number != service.tried and service.wrong is None:
-                    self._spawn(service.load(number))
+                service = self.services.get(name)
+                if service and number is not None and number != service.tried and service.wrong is None:
+                    self.spawn(service.load(number))
 
 
 def cores() -> int:

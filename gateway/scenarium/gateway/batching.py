@@ -156,13 +156,14 @@ class Batcher:
         """Requests that have not ended."""
         self.keyed = 0
         """Waiting requests that have a routing key."""
+        self.closed = False
         self.batch_sizes: Callable[[int], None] = lambda size: None
 
     def submit(self, request: Request, now: float) -> None:
         """Take a request in; it ends with ``busy`` at once if the queue is full."""
         self.live += 1
-        if self.depth >= self.queue_size:
-            self._end(request, Outcome(0, b"", failure="busy"))
+        if self.depth >= self.queue_size or self.closed:
+            self._end(request, Outcome(0, b"", failure="stopped" if self.closed else "busy"))
             return
         self.waiting[request.priority].append(request)
         self._queued(request)
@@ -240,6 +241,11 @@ class Batcher:
         for request in self.requests():
             self._end(request, Outcome(0, b"", failure=failure))
         self._clear()
+
+    def close(self) -> None:
+        """Take nothing in any more, and end everything."""
+        self.closed = True
+        self.stop()
 
     def sweep(self, now: float) -> None:
         """End what is past its deadline, kill what hangs, and send what has waited long enough."""

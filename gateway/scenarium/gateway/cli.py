@@ -20,17 +20,24 @@ def serve(host: str | None, port: int | None, sets: tuple[str, ...]) -> int:
     """Read the settings and hand over to the gateway."""
     from scenarium.core.config import GatewayConfig, check_shared
     from scenarium.core.errors import ScenariumError
+    from scenarium.core.registry import Registry, open_registry
     from scenarium.core.store import Store
     from scenarium.gateway.server import serve as run
 
     given = [f"gateway.host={host}"] if host is not None else []
     given += [f"gateway.port={port}"] if port is not None else []
-    registry = base.registry([*sets, *given])
-    check_shared(registry.settings)
-    registry.names()  # a table that belongs to no scenario is an error here, not a setting lost unseen
+    path = click.get_current_context().find_root().params.get("config_file")
+
+    def read() -> Registry:
+        registry = open_registry(path, sets=(*sets, *given))
+        check_shared(registry.settings)
+        registry.names()  # a table that belongs to no scenario is an error here, not a setting lost unseen
+        return registry
+
+    registry = read()
     config = registry.settings.validate(GatewayConfig, ("gateway",), "gateway")
     try:
-        return run(registry, Store(registry.settings.store_url), config)
+        return run(registry, Store(registry.settings.store_url), config, again=read)
     except OSError as fault:
         raise ScenariumError("SCN-1009", host=config.host, port=config.port, reason=fault.strerror or str(fault)) from fault
 

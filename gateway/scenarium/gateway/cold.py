@@ -13,7 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from scenarium.core.errors import ScenariumError
-from scenarium.gateway import job_routes, logs, openapi, problems
+from scenarium.gateway import administration, job_routes, logs, openapi, problems
 from scenarium.gateway.admission import ADMIN
 from scenarium.gateway.audit import Entry
 from scenarium.gateway.metrics import GatewayCollector
@@ -87,6 +87,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     _add_health(app, gateway)
     _add_scenarios(app, gateway)
     _add_docs(app, gateway)
+    administration.add_routes(app, gateway, _json)
     job_routes.add_routes(app, gateway, _json)
     return app
 

@@ -15,6 +15,7 @@ from scenarium.gateway import problems
 from scenarium.gateway.elements import Elements
 from scenarium.gateway.job_file import STATES, Job, Mode, New
 from scenarium.gateway.job_run import elements
+from scenarium.gateway.openapi import LARGEST_PAGE
 from scenarium.gateway.predict import JSON, Call, Endpoint, body_key, read_body, send_body
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     Reply = Callable[..., Response]
 
 ONCE_LENGTH = 255
-PAGE, LARGEST_PAGE = 50, 500
+PAGE = 50
 
 
 class Submit:

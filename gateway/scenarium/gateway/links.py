@@ -38,6 +38,9 @@ class Owner(Protocol):
     def logged(self, link: WorkerLink, rid: int, entry: dict[str, Any]) -> None:
         """A masked log entry."""
 
+    def said(self, link: WorkerLink, line: str) -> None:
+        """A line that the process printed."""
+
     def released(self, link: WorkerLink) -> None:
         """The link was retired and holds nothing."""
 
@@ -57,7 +60,7 @@ class WorkerLink(asyncio.Protocol):
         self.concurrency = 0
         self.pure = True
         self.streams = False
-        self.load_ms = 0
+        self.load_ms = self.threads = 0
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[dict[str, Any] | None] = loop.create_future()
         """The worker's fault (see ``frames``), or None when it can serve. ``ConnectionError`` if it died before."""
@@ -83,6 +86,7 @@ class WorkerLink(asyncio.Protocol):
 
     async def open(self, hello: dict[str, Any]) -> None:
         """Connect and say hello."""
+        self.threads = hello["threads"]
         loop = asyncio.get_running_loop()
         self.process.sock.setblocking(False)
         os.set_blocking(self.process.stderr, False)
@@ -261,7 +265,7 @@ class WorkerLink(asyncio.Protocol):
                 for line in lines:
                     text = line[:2000].decode("utf8", "replace")
                     self.lines.append(text)
-                    logs.event("info", "worker_output", scenario=self.owner.name, pid=self.process.pid, line=text)
+                    self.owner.said(self, text)
                 if len(self._line) > 65536:
                     self._line = b""
             asyncio.get_running_loop().remove_reader(self.process.stderr)

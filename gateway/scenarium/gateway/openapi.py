@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from scenarium.core.manifest import Manifest
 from scenarium.gateway.batching import PRIORITIES
+from scenarium.gateway.job_file import STATES
 
 if TYPE_CHECKING:
     from scenarium.gateway.services import Service
+
+LARGEST_PAGE = 500
+"""Jobs of one page of ``GET /jobs``."""
 
 TEXTS = {
     "en": {
@@ -27,6 +31,14 @@ TEXTS = {
         "priority": "Order among what waits; nobody starves",
         "id": "Request id; made by the gateway where it is left out",
         "health": "Liveness",
+        "jobs": "One answer, later: the answer is a job that GET /jobs/{ident} shows",
+        "list_jobs": "Your jobs, newest first",
+        "show_job": "State, progress, times and error of a job",
+        "result": "What the job answered, with the answer's own status",
+        "cancel": "End a job that has not ended",
+        "accepted": "The job; its URL is the header Location",
+        "once": "The same key with the same request gives the same job again",
+        "mode": "1: the body is that of {path}",
         "ready": "Readiness of the gateway and of the scenarios marked required",
         "metrics": "Prometheus metrics",
     },
@@ -45,6 +57,14 @@ TEXTS = {
         "priority": "排队中的先后次序；不会有请求一直等不到",
         "id": "请求 id；省略时由网关生成",
         "health": "存活检查",
+        "jobs": "稍后获取的预测：返回任务，可用 GET /jobs/{ident} 查看",
+        "list_jobs": "您的任务，最新的在前",
+        "show_job": "任务的状态、进度、时间与错误",
+        "result": "任务的结果，状态码与该预测一致",
+        "cancel": "取消尚未结束的任务",
+        "accepted": "任务；其 URL 在 Location 头中",
+        "once": "相同的键与相同的请求得到同一个任务",
+        "mode": "1：请求体与 {path} 相同",
         "ready": "网关与必需场景的就绪检查",
         "metrics": "Prometheus 指标",
     },
@@ -60,6 +80,7 @@ def document(services: Iterable[Service], lang: str) -> dict[str, Any]:
         "/healthz": {"get": _get(text["health"], "healthz")},
         "/readyz": {"get": _get(text["ready"], "readyz")},
         "/metrics": {"get": _get(text["metrics"], "metrics", "text/plain")},
+        **_jobs(text),
     }
     tags = []
     for service in services:
@@ -69,6 +90,7 @@ def document(services: Iterable[Service], lang: str) -> dict[str, Any]:
         paths[f"/scenarios/{name}"] = {"get": _get(text["show"], f"show_{name}", tag=name)}
         paths[f"/scenarios/{name}/predict"] = {"post": _post(name, manifest, text, "predict", schemas)}
         paths[f"/scenarios/{name}/predict/batch"] = {"post": _post(name, manifest, text, "batch", schemas)}
+        paths[f"/scenarios/{name}/jobs"] = {"post": _job_post(name, manifest, text, schemas)}
         if manifest and manifest.streams:
             paths[f"/scenarios/{name}/stream"] = {"post": _post(name, manifest, text, "stream", schemas)}
     return {
@@ -93,7 +115,7 @@ def _get(summary: str, ident: str, media: str = "application/json", tag: str = "
 
 
 def _post(name: str, manifest: Manifest | None, text: dict[str, str], kind: str, schemas: dict[str, Any]) -> dict[str, Any]:
-    problem = {"description": text["problem"], "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+    problem = _problem(text)
     operation: dict[str, Any] = {
         "summary": text[kind],
         "operationId": f"{kind}_{name}",
@@ -128,6 +150,48 @@ def _post(name: str, manifest: Manifest | None, text: dict[str, str], kind: str,
     operation["requestBody"] = {"required": True, "content": body}
     operation["responses"] = {"200": {"description": text["answer"], "content": answer, "headers": _ANSWER_HEADERS}, **operation["responses"]}
     return operation
+
+
+def _jobs(text: dict[str, str]) -> dict[str, Any]:
+    """The routes below ``/jobs``."""
+    ident = {"name": "ident", "in": "path", "required": True, "schema": {"type": "string"}}
+    missing = {"404": _problem(text)}
+    choices = {
+        "scenario": {"type": "string"},
+        "state": {"type": "string", "enum": list(STATES)},
+        "after": {"type": "string"},
+        "limit": {"type": "integer", "minimum": 1, "maximum": LARGEST_PAGE},
+    }
+    listing = _get(text["list_jobs"], "list_jobs")
+    listing["parameters"] = [{"name": name, "in": "query", "schema": schema} for name, schema in choices.items()]
+    listing["responses"] |= missing | {"400": _problem(text)}
+    found: dict[str, Any] = {"/jobs": {"get": listing}}
+    for path, method, key in (("/jobs/{ident}", "get", "show_job"), ("/jobs/{ident}", "delete", "cancel"), ("/jobs/{ident}/result", "get", "result")):
+        operation = _get(text[key], f"{key}_job" if key != "show_job" else key)
+        operation["parameters"] = [ident]
+        operation["responses"] |= missing | (dict.fromkeys(("409", "410", "422", "500", "504", "507"), _problem(text)) if key == "result" else {})
+        found.setdefault(path, {})[method] = operation
+    return found
+
+
+def _job_post(name: str, manifest: Manifest | None, text: dict[str, str], schemas: dict[str, Any]) -> dict[str, Any]:
+    """``/scenarios/{name}/jobs``: the request of ``/predict``, an answer of its own."""
+    operation = _post(name, manifest, text, "jobs", schemas)
+    modes = {"batch": "/predict/batch", "stream": "/stream"}
+    operation["parameters"] += [
+        _header("Idempotency-Key", text["once"], {"type": "string", "minLength": 1, "maxLength": 255}),
+        *(
+            {"name": mode, "in": "query", "description": text["mode"].format(path=path), "schema": {"type": "string", "enum": ["0", "1"]}}
+            for mode, path in modes.items()
+        ),
+    ]
+    operation["responses"].pop("200", None)
+    operation["responses"] |= {"202": {"description": text["accepted"], "content": {"application/json": {}}, "headers": {"Location": _LOCATION}}}
+    return operation
+
+
+def _problem(text: dict[str, str]) -> dict[str, Any]:
+    return {"description": text["problem"], "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 
 
 def _header(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -182,6 +246,8 @@ PROBLEM_SCHEMA = {
         "field": {"type": "string"},
     },
 }
+
+_LOCATION = {"schema": {"type": "string"}}
 
 _ANSWER_HEADERS = {
     "X-Scenarium-Version": {"description": "Number of the version that answered", "schema": {"type": "integer"}},

@@ -12,6 +12,7 @@ from typing import Any, cast
 import uvicorn
 
 from scenarium.core.config import GatewayConfig
+from scenarium.core.errors import ScenariumError
 from scenarium.core.registry import Registry
 from scenarium.core.store import Store
 from scenarium.gateway import logs
@@ -27,8 +28,15 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(registry: Registry, store: Store, config: GatewayConfig, beside: Callable[[Gateway], Coroutine[Any, Any, None]] | None = None) -> int:
+def serve(
+    registry: Registry,
+    store: Store,
+    config: GatewayConfig,
+    beside: Callable[[Gateway], Coroutine[Any, Any, None]] | None = None,
+    again: Callable[[], Registry] | None = None,
+) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status. ``beside`` runs on the same loop from when it listens to its end.
+    ``again`` reads the settings anew, on SIGHUP.
 
     Raises:
         OSError: the address cannot be bound.
@@ -38,6 +46,7 @@ def serve(registry: Registry, store: Store, config: GatewayConfig, beside: Calla
         logs.set_format(config.log_format)
     logs.capture()
     app = create_app(registry, store, config)
+    app.state.gateway.again = again
     app.state.gateway.open()  # before anything listens or starts
     _allow_files(config.max_connections)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
@@ -68,8 +77,16 @@ def serve(registry: Registry, store: Store, config: GatewayConfig, beside: Calla
             elif number == signal.SIGINT:  # Ctrl-C again: the person does not want to wait
                 app.state.gateway.hurry()
 
+        async def reload() -> None:
+            try:
+                await app.state.gateway.reload()
+            except ScenariumError as fault:  # what is served goes on
+                logs.event("error", "reload_refused", code=fault.code, title=fault.title(), hint=fault.hint())
+
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, end, number)
+        if hasattr(signal, "SIGHUP"):
+            loop.add_signal_handler(signal.SIGHUP, lambda: app.state.gateway.spawn(reload()))
         shown = f"[{host}]" if ":" in host else host
         logs.event("info", "listening", url=f"http://{shown}:{port}")
         tasks = [asyncio.create_task(bounds.watch())]

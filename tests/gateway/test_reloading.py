@@ -1,0 +1,104 @@
+"""Settings that change under a running gateway."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+TABLE = '[scenarios.other]\nplugin = "unit"\n[scenarios.unit.serve]\nworkers = {workers}\nqueue_size = {queue}\n'
+
+
+def pids_of(gateway):
+    return {worker["pid"] for worker in gateway.client.get("/scenarios/unit").json()["workers"] if worker["ready"]}
+
+
+def reload(gateway):
+    seen = sum(e["event"] == "reloaded" for e in gateway.events)
+    os.kill(gateway.popen.pid, signal.SIGHUP)
+    return lambda: [e for e in gateway.events if e["event"] == "reloaded"][seen:]
+
+
+@pytest.fixture
+def gateway(lab):
+    lab.publish("unit")
+    lab.publish("other", "unit")
+    lab.publish("third", "unit")
+    (lab.folder / "scenarios.toml").write_text(TABLE.format(workers=1, queue=64))
+    found = lab.start({"unit": "unit"})
+    found.ready("unit", "other")
+    return found
+
+
+def test_changed_settings_take_effect_under_load_and_nothing_is_lost(lab, gateway):
+    pids = set()
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(gateway.ask, "unit", f"t{n}", do="sleep", seconds=0.002) for n in range(1500)]
+        for workers in (2, 1, 2):
+            (lab.folder / "scenarios.toml").write_text(TABLE.format(workers=workers, queue=64))
+            told = lab.until(reload(gateway))[0]
+            assert told["restarted"] == ["unit"]
+            pids |= lab.until(lambda workers=workers: len(found := pids_of(gateway)) == workers and found)
+        found = [answer.result() for answer in answers]
+    assert [a.status_code for a in found] == [200] * 1500
+    assert [a.json()["text"] for a in found] == [f"t{n}" for n in range(1500)]
+    assert len(pids) == 5
+
+
+def test_what_no_worker_knows_changes_without_new_workers(lab, gateway):
+    before = gateway.client.get("/scenarios/unit").json()["workers"]
+    (lab.folder / "scenarios.toml").write_text(TABLE.format(workers=1, queue=1) + "deadline_ms = 1234\n")
+    assert lab.until(reload(gateway))[0]["changed"] == ["unit"]
+    details = gateway.client.get("/scenarios/unit").json()
+    assert details["deadline_ms"] == 1234
+    assert details["workers"] == before
+    with ThreadPoolExecutor(8) as pool:
+        codes = [a.result().status_code for a in [pool.submit(gateway.ask, "unit", "x", do="sleep", seconds=0.3) for _ in range(8)]]
+    assert set(codes) == {200, 503}
+
+
+def test_scenarios_come_and_go(lab, gateway):
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(gateway.ask, "other", "late", do="sleep", seconds=1.0)
+        lab.until(lambda: 'scenarium_requests_open{scenario="other"} 1.0' in gateway.client.get("/metrics").text)
+        (lab.folder / "scenarios.toml").write_text('[scenarios.third]\nplugin = "unit"\n')
+        told = lab.until(reload(gateway))[0]
+        assert (told["added"], told["removed"]) == (["third"], ["other"])
+        assert gateway.ask("other").status_code == 404
+        assert late.result().status_code == 200
+    gateway.ready("third")
+    assert gateway.ask("third").status_code == 200
+    lab.until(lambda: len(gateway.processes()) == 4)  # gateway, zygote, two workers
+
+
+def test_wrong_settings_change_nothing(lab, gateway):
+    before = gateway.client.get("/scenarios/unit").json()["workers"]
+    (lab.folder / "scenarios.toml").write_text("[scenarios.unit\n")
+    os.kill(gateway.popen.pid, signal.SIGHUP)
+    refused = gateway.wait_event("reload_refused")
+    assert refused["code"] == "SCN-1005"
+    (lab.folder / "scenarios.toml").write_text(TABLE.format(workers=-2, queue=64))
+    assert lab.until(reload(gateway))[0]["refused"] == ["unit"]
+    details = gateway.client.get("/scenarios/unit").json()
+    assert "workers" in details["last_fault"]["error"]["title"]
+    assert details["workers"] == before
+    assert gateway.ask("unit").status_code == 200
+
+
+def test_administration_over_http(lab, gateway):
+    (lab.folder / "scenarios.toml").write_text(TABLE.format(workers=1, queue=64) + '[scenarios.third]\nplugin = "unit"\n')
+    told = gateway.client.post("/admin/reload", json={}).json()
+    assert told == {"added": ["third"], "removed": [], "changed": [], "restarted": [], "refused": []}
+    gateway.ready("third")
+    gateway.ask("unit", "spoken", do="print")
+    lines = lab.until(lambda: gateway.client.get("/admin/logs/unit").json()["lines"])
+    assert "to stderr: spoken" in [line["line"] for line in lines]
+    assert gateway.client.get("/admin/logs/unit", params={"after": lines[-1]["number"]}).json()["lines"] == []
+    status = gateway.client.get("/admin/status").json()
+    unit = next(each for each in status["scenarios"] if each["name"] == "unit")
+    assert unit["ready"]
+    assert unit["outcomes"]["ok"] == sum(unit["latency_counts"]) == 1
+    assert 1 < unit["workers"][0]["memory_mb"] < 500
+    assert status["gateway"]["pid"] == gateway.popen.pid
