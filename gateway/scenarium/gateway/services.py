@@ -32,6 +32,7 @@ LOAD_LIMIT_S = 600.0
 """A worker that is not ready after this is killed: a plugin may hang on import."""
 QUICK_DEATHS, DEATH_WINDOW_S, LONGEST_WAIT_S = 3, 60.0, 30.0
 TICK_S = 0.01
+KEPT_LINES = 1000
 TORCH_MODULES = ("torch", "torchvision", "torchaudio", "transformers", "peft")
 
 
@@ -170,7 +171,8 @@ class Service:
         self.registry = registry
         self.store = store
         self.nursery = nursery
-        self.threads = config.threads or 1
+        self.share = 1
+        """Threads of a worker where the settings name none."""
         self.batcher = Batcher(config.queue_size, config.max_delay_ms / 1000)
         self.stats = Stats()
         self.batcher.batch_sizes = self.stats.batch
@@ -185,6 +187,9 @@ class Service:
         """The version that is served, or would be."""
         self.tried: int | None = None
         """Number of the version that was last loaded, or refused."""
+        self.lines: deque[dict[str, Any]] = deque(maxlen=KEPT_LINES)
+        """What its workers printed lately."""
+        self._lines = 0
         self._ticking: asyncio.TimerHandle | None = None
         self._loading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -246,6 +251,11 @@ class Service:
         request = self.batcher.find(link, rid)
         logs.event("info", "payload", scenario=self.name, request_id=request.ident.decode() if request else None, **entry)
 
+    def said(self, link: WorkerLink, line: str) -> None:
+        self._lines += 1
+        self.lines.append({"number": self._lines, "at": datetime.now(UTC).isoformat(timespec="milliseconds"), "pid": link.process.pid, "line": line})
+        logs.event("info", "worker_output", scenario=self.name, pid=link.process.pid, line=line)
+
     def released(self, link: WorkerLink) -> None:
         self.spawn(link.drain(5.0))
 
@@ -285,14 +295,19 @@ class Service:
                 return
             await self._flip(version, plugin)
 
+    def configure(self, config: ServeConfig) -> None:
+        """Take over changed settings, as far as no worker knows them; for the others ``reload``."""
+        self.config = config
+        self.batcher.queue_size, self.batcher.max_delay = config.queue_size, config.max_delay_ms / 1000
+
     async def reload(self, number: int) -> None:
-        """Load ``number`` anew though it is served already: the plugin's source changed."""
+        """Load ``number`` anew though it is served already: the plugin's source or the workers' settings changed."""
         self.tried = None
         await self.load(number)
 
     async def _flip(self, version: Version, plugin: Plugin) -> None:
         old = self.current
-        generation = Generation(self, version, plugin, self.threads)
+        generation = Generation(self, version, plugin, self.config.threads or self.share)
         if old is None:
             self.current, self.version = generation, version
             self.state = "starting"
@@ -378,7 +393,7 @@ class Service:
         while self.batcher.live and time.monotonic() < until:
             await asyncio.sleep(0.02)
         self.state, self.fault = "stopped", ScenariumError("SCN-4013")
-        self.batcher.stop()
+        self.batcher.close()
         if self.current:
             await self.current.close(max(0.5, until - time.monotonic()))
         await asyncio.gather(*self._tasks)
