@@ -40,8 +40,14 @@ def add_routes(app: FastAPI, gateway: Gateway, reply: Reply) -> None:
         for each in found:
             for worker in each["workers"]:
                 worker["memory_mb"] = memory[worker["pid"]]
-        about = {"pid": os.getpid(), "uptime_s": round(time.time() - BEGAN), "memory_mb": memory[os.getpid()], "draining": gateway.draining}
-        return reply(request, {"gateway": about, "latency_bounds_s": LATENCY_S, "scenarios": found})
+        about = {
+            "pid": os.getpid(),
+            "uptime_s": round(time.time() - BEGAN),
+            "clock_s": time.monotonic(),
+            "memory_mb": memory[os.getpid()],
+            "draining": gateway.draining,
+        }
+        return reply(request, {"gateway": about | {"clock_s": time.monotonic()}, "latency_bounds_s": LATENCY_S, "scenarios": found})
 
     @app.get("/admin/logs/{name}")
     async def lines(request: Request, name: str, after: int = 0) -> Response:

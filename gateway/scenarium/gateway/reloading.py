@@ -8,7 +8,7 @@ nothing; those of one scenario leave that one as it is.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scenarium.core.config import ServeConfig
 from scenarium.core.errors import ScenariumError
@@ -70,8 +70,3 @@ async def _change(gateway: Gateway, service: Service, before: Registry, registry
         gateway.spawn(service.reload(service.served))
         return "restarted"
     return "changed"
-
-
-def explain(told: dict[str, Any]) -> str:
-    """``added: x, y; removed: z``."""
-    return "; ".join(f"{word}: {', '.join(names)}" for word, names in told.items() if names)
