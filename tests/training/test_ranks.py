@@ -8,12 +8,14 @@ import threading
 import time
 
 import pytest
+from torch.distributed import TCPStore
 
 import runs
 from scenarium.core import datasets
 from scenarium.core.errors import ScenariumError
 from scenarium.core.progress import Progress
 from scenarium.training import checkpoint
+from scenarium.training.distributed import Group
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")]
 
@@ -40,6 +42,20 @@ def test_a_killed_rank_starts_again_from_the_checkpoint(tmp_path):
     trained(tmp_path / "a", *sets, "model.fault=kill:13")
     trained(tmp_path / "b", *sets)
     assert runs.difference(runs.weights(tmp_path / "a"), runs.weights(tmp_path / "b")) == 0.0
+
+
+def test_a_restart_has_store_keys_of_its_own(monkeypatch):
+    """The agent's store outlives its ranks. A rank that reads a dead peer's address is refused, or waits for a call that never comes."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    keys = [store.num_keys()]
+    own = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "TORCHELASTIC_USE_AGENT_STORE": True}
+    for attempt in range(2):
+        for name, value in {**own, "MASTER_ADDR": "localhost", "MASTER_PORT": store.port, "TORCHELASTIC_RESTART_COUNT": attempt}.items():
+            monkeypatch.setenv(name, str(value))
+        with Group.join() as group:
+            assert group.world == 1
+        keys.append(store.num_keys())
+    assert keys[0] < keys[1] < keys[2]
 
 
 def test_an_error_of_a_rank_is_told_once_and_clearly(tmp_path, capfd):

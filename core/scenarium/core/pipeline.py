@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import re
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, distribution
@@ -71,6 +73,9 @@ def train(
     """Train a scenario and commit the version.
 
     ``work`` is the folder for interrupted runs; each set of settings and data has its own folder in it.
+
+    Raises:
+        ScenariumError: SCN-3001 (no model), SCN-3009 (held-out metrics that are not finite; the run's folder is kept), and what the hooks raise.
     """
     progress = progress or Progress()
     began = time.monotonic()
@@ -106,6 +111,7 @@ def _measure(run: Run, data: Data, store: Store, tags: dict[str, str]) -> Manife
     try:
         evaluation = hook.evaluate(config=config, runtime=runtime, rows=data.test)
         baseline = hook.baseline(config=config, train=data.train, test=data.test)
+        _refuse_undefined(run, evaluation.metrics, baseline.metrics if baseline else {})
         sample = hook.sample(config=config)
         answer = runtime.predict([sample])[0]
         if isinstance(answer, Exception):
@@ -146,6 +152,14 @@ def _measure(run: Run, data: Data, store: Store, tags: dict[str, str]) -> Manife
     )
     report.write(run.out / "report.html", manifest, run.curves, figures)
     return manifest
+
+
+def _refuse_undefined(run: Run, metrics: Mapping[str, float], baseline: Mapping[str, float]) -> None:
+    """JSON has no NaN and no infinity, and neither can be compared with the next version's value."""
+    named = [*metrics.items(), *((f"{name} (baseline)", value) for name, value in baseline.items())]
+    undefined = [f"{name} = {value}" for name, value in named if not math.isfinite(value)]
+    if undefined:
+        raise ScenariumError("SCN-3009", name=run.scenario.name, metrics=", ".join(undefined), work=run.work)
 
 
 def _fingerprint(scenario: Scenario, data: Data) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -39,7 +40,10 @@ class Group:
         device = torch.device("cuda", local) if gpu else torch.device("cpu")
         if gpu:
             torch.cuda.set_device(device)
-        distributed.init_process_group("nccl" if gpu else "gloo", device_id=device if gpu else None)
+        # torchrun's agent keeps one store over its restarts: without a prefix a rank may read the address of a peer that is dead.
+        store, _, _ = next(rendezvous("env://"))
+        store = distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # type: ignore[attr-defined]  # documented
+        distributed.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=world, device_id=device if gpu else None)
         try:
             yield cls(device, rank, world)
         finally:

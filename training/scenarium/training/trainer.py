@@ -67,7 +67,7 @@ class Trainer:
             # The weights were drawn alike everywhere; dropout must not be.
             checkpoint.seed_all(self.settings.seed + group.rank)
         self.precision = Precision.choose(self.settings.precision, group.device)
-        self.scaler = self.precision.scaler()
+        self.autocast, self.scaler = self.precision.autocast(), self.precision.scaler()
         self.weights = [weight for part in self.optimizer.param_groups for weight in part["params"]]
         self.rates = [float(part["lr"]) for part in self.optimizer.param_groups]
 
@@ -80,6 +80,7 @@ class Trainer:
         self.step = 0
         self.best: float | None = None
         self.worse = 0
+        self.on_cpu = group.device.type == "cpu"
         self.told = self.stop = self.due = False
         self.saved = time.monotonic()
         self.meter = Meter(job, self.total)
@@ -131,26 +132,34 @@ class Trainer:
         divisor = self.settings.batch_size * len(chunks)
         losses: Any = 0.0
         counts: Any = 0
-        self.optimizer.zero_grad()
+        for weight in self.weights:
+            weight.grad = None  # as optimizer.zero_grad() does, without its profiling
         for chunk in chunks:
             batch = next(batches)
             with nullcontext() if chunk == chunks[-1] else self.group.no_sync(self.model):
-                with self.precision.autocast():
-                    loss, count = self.hook.loss(config=self.config, signature=self.signature, model=self.model, batch=batch)
+                loss, count = self._loss(self.model, batch)
                 if chunk >= self.loader.chunks:  # this rank ran out of items before the others
                     loss, count = loss * 0.0, 0
-                counts = counts + count
-                part = loss / (_at_least_one(count) if alone else divisor)
-                losses = part.detach() if alone else losses + loss.detach()
-                (part if self.scaler is None else self.scaler.scale(part)).backward()
-        scale = None
+                self._backward(loss, _at_least_one(count) if alone else divisor)
+            losses, counts = losses + (loss.item() if self.on_cpu else loss.detach()), counts + count
         if not alone:
             losses, counts = self._reduce(losses, counts)
-            scale = divisor * self.group.world / counts
-            losses = losses / counts
-        rate = self._update(scale)
+        counts = _at_least_one(counts)
+        rate = self._update(None if alone else divisor * self.group.world / counts)
         self.step += 1
-        self.meter.update(self.step, losses.item() if self.group.device.type == "cpu" else losses, rate, self._rows(self.step))
+        self.meter.update(self.step, losses / counts, rate, self._rows(self.step))
+
+    def _loss(self, model: torch.nn.Module, batch: Tensors) -> tuple[torch.Tensor, Any]:
+        """Sum and count of a batch; the count is a number on a CPU, and stays on a GPU, which must not be waited for."""
+        with self.autocast:
+            loss, count = self.hook.loss(config=self.config, signature=self.signature, model=model, batch=batch)
+        return loss, count.item() if self.on_cpu and isinstance(count, torch.Tensor) else count
+
+    def _backward(self, loss: torch.Tensor, divisor: Any) -> None:
+        """Add the gradients of ``loss / divisor``: 1 / divisor is what backward starts from, which saves the division and its derivative."""
+        start = torch.ones_like(loss) / divisor if isinstance(divisor, torch.Tensor) else torch.full_like(loss, 1.0 / divisor)
+        scaled: Any = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward(start)
 
     def _update(self, scale: Any) -> float:
         """Rescale and clip the gradients, set the learning rate, step. Returns the rate of the first group."""
@@ -173,12 +182,12 @@ class Trainer:
     def _reduce(self, losses: torch.Tensor, counts: Any) -> tuple[Any, Any]:
         """The sums over all ranks; what the ranks must agree on (stop, save now) travels along."""
         if self.group.world == 1:
-            return losses, _at_least_one(counts)
+            return losses, counts
         told = torch.tensor([0.0, 0.0, self.told, self._is_due(self.step + 1)], dtype=torch.float64, device=self.group.device)
         told[0], told[1] = losses, counts
         losses, counts, stop, due = self.group.sum(told).tolist()
         self.stop, self.due = stop > 0, due > 0
-        return torch.tensor(losses), max(counts, 1.0)
+        return losses, counts
 
     def _validate(self) -> None:
         """Loss on the validation items; keeps the weights if they are the best so far."""
@@ -189,8 +198,7 @@ class Trainer:
         self.model.eval()
         with torch.no_grad():
             for batch in self.held_out.epoch(0, range(self.group.rank, self.held_out.chunks, self.group.world)):
-                with self.precision.autocast():
-                    loss, count = self.hook.loss(config=self.config, signature=self.signature, model=self.module, batch=batch)
+                loss, count = self._loss(self.module, batch)
                 sums += torch.stack([torch.as_tensor(value, dtype=torch.float64, device=sums.device) for value in (loss, count)])
         self.model.train()
         total, count = self.group.sum(sums).tolist()
