@@ -35,6 +35,7 @@ COMMANDS: dict[str, Entry] = {
     "status": Entry("scenarium.gateway.operator_cli:status", "a running gateway: workers, latency, faults", "查看运行中的网关：worker、延迟、故障"),
     "logs": Entry("scenarium.gateway.operator_cli:logs", "what a scenario's workers printed", "查看某场景 worker 的输出"),
     "reload": Entry("scenarium.gateway.operator_cli:reload", "let a running gateway read the settings again", "让运行中的网关重新读取设置"),
+    "containerize": Entry("scenarium.gateway.container_cli:containerize", "write a Dockerfile and Kubernetes manifests", "生成 Dockerfile 与 Kubernetes 清单"),
     "env": Entry("scenarium.core.cli.env:env", "make and list the environments that some scenarios need", "创建和列出部分场景所需的独立环境"),
     "config": Entry("scenarium.core.cli.config:config", "explain every setting and where its value comes from", "说明每个设置及其来源"),
     "new": Entry("scenarium.core.cli.kit:new", "write a plugin of your own from a template", "由模板生成您自己的插件"),
