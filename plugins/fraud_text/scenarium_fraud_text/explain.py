@@ -20,7 +20,7 @@ class Phrase(NamedTuple):
     weight: float
 
 
-def token_weights(evidence: np.ndarray, probabilities: np.ndarray, label: int, temperature: float) -> np.ndarray:
+def token_weights(evidence: np.ndarray, probabilities: np.ndarray, label: int) -> np.ndarray:
     """What each token adds to the log-odds of ``label``, in nats: ``float64 [tokens]``.
 
     With two labels the sum over the tokens and the bias is the log-odds itself. With more, the other labels count as they are
@@ -28,7 +28,7 @@ def token_weights(evidence: np.ndarray, probabilities: np.ndarray, label: int, t
     """
     others = np.delete(probabilities, label)
     against = np.delete(evidence, label, axis=1) @ (others / max(others.sum(), 1e-12))
-    weights: np.ndarray = (evidence[:, label] - against) / temperature
+    weights: np.ndarray = evidence[:, label] - against
     return weights
 
 

@@ -82,9 +82,8 @@ def test_the_words_weights_and_the_bias_are_the_log_odds(trained: Handle) -> Non
     item = plugin.preprocess(runtime.scenario.config, plugin.Message(text=FRAUD))
     output = {name: array[0] for name, array in runtime.model({name: array[None] for name, array in item.items()}).items()}
     bias = output["logits"] - output["evidence"].sum(0)
-    probabilities = measures.softmax(output["logits"] / runtime.state["temperature"])
-    weights = explain.token_weights(output["evidence"], probabilities, 0, runtime.state["temperature"])
-    odds = weights.sum() + (bias[0] - bias[1]) / runtime.state["temperature"]
+    probabilities = measures.softmax(output["logits"])
+    odds = explain.token_weights(output["evidence"], probabilities, 0).sum() + bias[0] - bias[1]
     assert odds == pytest.approx(np.log(probabilities[0] / probabilities[1]), abs=1e-3)
 
 
@@ -180,7 +179,7 @@ def test_more_kinds_than_two(tmp_path: Path) -> None:
 
 def test_data_without_a_normal_label_has_no_fraud_probability() -> None:
     output = {"logits": np.array([1.0, 0.0], np.float32), "evidence": np.zeros((1, 2), np.float32)}
-    answer = plugin.postprocess(plugin.Config(), {"labels": ["loan", "police"], "temperature": 1.0}, plugin.Message(text="hi"), output)
+    answer = plugin.postprocess(plugin.Config(), {"labels": ["loan", "police"]}, plugin.Message(text="hi"), output)
     assert answer.fraud_probability is None
     figures = plugin.score(plugin.Config(), [{"label": "loan"}], [answer.model_dump()])
     assert "fraud_recall" not in figures
@@ -235,13 +234,63 @@ def test_measures_equal_scikit_learn() -> None:
     assert measures.roc_auc(np.array([True]), np.array([0.5])) is None
 
 
-def test_the_temperature_repairs_overconfidence() -> None:
+def test_the_mix_finds_what_was_mixed_and_leaves_noise_out() -> None:
     rng = np.random.default_rng(0)
-    honest = rng.normal(size=(4000, 2)) * 2
+    one, other = rng.normal(size=(2, 6000, 2)) * 2
+    honest = one + 0.5 * other
     labels = [int(rng.random() < p) for p in measures.softmax(honest)[:, 1]]
-    assert measures.best_temperature(honest * 3, labels) == pytest.approx(3, rel=0.15)
+    mix = measures.best_mix(one / 4, other, labels)
+    assert (mix.wide, mix.deep) == (pytest.approx(4, rel=0.2), pytest.approx(0.5, rel=0.25))
     right = np.array(labels) == honest.argmax(1)
-    assert measures.calibration_error(measures.softmax(honest).max(1), right) < measures.calibration_error(measures.softmax(honest * 3).max(1), right)
+    assert measures.calibration_error(measures.softmax(mix.wide * one / 4 + mix.deep * other).max(1), right) < 0.03
+    assert measures.best_mix(one, rng.normal(size=one.shape), labels).deep < 0.2
+
+
+LABELS = ["English", "fraud", "normal"]
+
+
+def few(*splits: str) -> list[dict[str, Any]]:
+    """Items of three labels, enough of them to choose by."""
+    rows = [row for row in dialogues.rows(fills=4) if row["_split"] in splits]
+    rows = [{"text": row["text"], "label": "English" if row["text"].isascii() else row["label"]} for row in rows]
+    items: list[dict[str, Any]] = list(plugin.items(plugin.Config(model=plugin.Model(buckets=4096)), rows))
+    return items
+
+
+def test_the_wide_part_in_the_network_is_the_support_vector_machine() -> None:
+    from sklearn.feature_extraction.text import TfidfTransformer
+
+    from scenarium_fraud_text import wide
+    from scenarium_fraud_text.network import Evidence
+
+    rarity = TfidfTransformer(sublinear_tf=True)
+    for labels in (LABELS, LABELS[1:]):
+        count, items = len(labels), [item for item in few("train") if item["label"] in labels]
+        texts = rarity.fit_transform(wide.counts(items, 4096))
+        target = np.array([labels.index(item["label"]) for item in items])
+        part = wide.machine(texts, target, dict.fromkeys(range(count), 1.0), 1.0, 0)
+        module = Evidence(count, 4096, 8, 1, 0.3).eval()
+        deep = module.answers(items[::9])
+        module.join(part.weights, part.bias, rarity.idf_, 2.0, 0.5)
+        assert module.answers(items[::9]) == pytest.approx(2 * part.logits(texts[::9]) + 0.5 * deep, abs=1e-4)
+        assert (part.logits(texts).argmax(1) == target).mean() > 0.99
+
+
+def test_the_parts_are_joined_by_the_validation_rows_where_there_are_enough() -> None:
+    import torch
+
+    from scenarium_fraud_text import wide
+    from scenarium_fraud_text.network import Evidence
+
+    train, val, test = few("train"), few("val"), few("test")
+    torch.manual_seed(0)
+    module = Evidence(3, 4096, 8, 1, 0.3).eval()
+    mix = wide.join(module, train, val, LABELS, [1.0, 1.0, 1.0], 0)
+    assert mix.wide > 1
+    right = module.answers(test).argmax(1) == [LABELS.index(item["label"]) for item in test]
+    assert right.mean() > 0.8
+    assert mix.loss < 0.8  # chance: log 3 = 1.1
+    assert wide.join(Evidence(3, 4096, 8, 1, 0.3).eval(), train, val[: wide.ENOUGH - 1], LABELS, [1.0, 1.0, 1.0], 0)[:2] == measures.Mix()[:2]
 
 
 def test_the_baseline_learns() -> None:
