@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,9 @@ def publish(store: Store, name: str, plugin: str | None = None, settings: dict[s
 class GatewayProcess:
     """A gateway that runs, and what it logged."""
 
-    def __init__(self, store: str, plugins: dict[str, str], sets: list[str], *more: str) -> None:
+    def __init__(self, store: str, plugins: dict[str, str], sets: list[str], *more: str, inside: Sequence[str] = ()) -> None:
         targets = {name: target if target.endswith(".py") else str(PLUGINS / f"{target}.py") for name, target in plugins.items()}
-        command = [sys.executable, str(HERE / "run_gateway.py"), store, json.dumps(targets), json.dumps(sets), *more]
+        command = [*inside, sys.executable, str(HERE / "run_gateway.py"), store, json.dumps(targets), json.dumps(sets), *more]
         self.popen = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         self.events: list[dict[str, Any]] = []
         self.noise: list[str] = []
@@ -172,10 +172,10 @@ class Lab:
         """A new version; see ``publish``."""
         return publish(self.store, name, plugin, settings, alias, **changes)
 
-    def start(self, plugins: dict[str, str], *sets: str, spawn: bool = False) -> GatewayProcess:
-        """A gateway with these plugins (name to file) and settings (``a.b=c``)."""
+    def start(self, plugins: dict[str, str], *sets: str, spawn: bool = False, inside: Sequence[str] = ()) -> GatewayProcess:
+        """A gateway with these plugins (name to file) and settings (``a.b=c``), run by the command ``inside``."""
         own = [f"gateway.{name}={self.folder / name}.sqlite" for name in ("keys", "jobs")]
-        self.running.append(GatewayProcess(self.store.root, plugins, [*own, *sets], *(["spawn"] if spawn else [])))
+        self.running.append(GatewayProcess(self.store.root, plugins, [*own, *sets], *(["spawn"] if spawn else []), inside=inside))
         return self.running[-1]
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ from scenarium.gateway.services import Service, zygote_kind
 from scenarium.gateway.stream import Stream
 from scenarium.gateway.zygotes import Nursery
 
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 POLL_S = 1.0
 """How often aliases are read: a promoted version is noticed within 5 s even where the store is slow."""
 
@@ -171,9 +172,10 @@ class Gateway:
             self.nursery.want(zygote_kind(self.services[name].config, manifest), manifest.preload)
 
     async def _poll(self) -> None:
-        """Notice promoted versions and newly installed packages."""
+        """Notice promoted versions, newly installed packages, and what workers left behind."""
         while True:
             await asyncio.sleep(POLL_S)
+            self.nursery.reap()
             try:
                 numbers = await asyncio.to_thread(self._numbers)
             except Exception as fault:
@@ -190,10 +192,10 @@ def cores() -> int:
     """Cores that this process may use: its affinity and its cgroup's quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = CPU_MAX.read_text().split()
         if quota != "max":
             count = min(count, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         pass
     return count
 

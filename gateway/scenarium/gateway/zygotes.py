@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import glob
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from scenarium.core.workers.zygote import BARE, TORCH
@@ -176,6 +178,8 @@ class Nursery:
         """Exit status of the workers whose end a zygote reported."""
         self.retired: list[subprocess.Popen[bytes]] = []
         self.stamp = installed_stamp()
+        self._left: set[int] = set()
+        """Ended children that nobody had waited for when ``reap`` last looked."""
         if FORK:
             # A worker whose zygote died becomes our child, so its exit status is known and no zombie stays.
             ctypes.CDLL(None, use_errno=True).prctl(_SUBREAPER, 1, 0, 0, 0)
@@ -227,6 +231,18 @@ class Nursery:
             self.zygotes.clear()
         self.retired = [popen for popen in self.retired if popen.poll() is None]
 
+    def reap(self) -> None:
+        """Take away what our workers left: an orphan of theirs becomes our child, since we are the nearest reaper, or process 1 of a container.
+
+        Whoever waits for a child of ours does so at once; what has ended and is still there a second time is nobody's.
+        """
+        ours = {zygote.popen.pid for zygote in self.zygotes.values()} | {popen.pid for popen in self.retired}
+        found = {pid for pid in ended_children() if pid not in ours}
+        for pid in found & self._left:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        self._left = found - self._left
+
     async def close(self) -> None:
         """Let all zygotes go, and wait until they are gone."""
         for zygote in self.zygotes.values():
@@ -259,6 +275,18 @@ class Nursery:
         popen = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=write, stderr=write)
         pidfd = os.pidfd_open(popen.pid) if hasattr(os, "pidfd_open") else None
         return Process(popen.pid, ours, read, pidfd, popen)
+
+
+def ended_children() -> list[int]:
+    """Our children that have ended and were not waited for, as Linux's process table has them."""
+    found = []
+    for thread in glob.glob("/proc/self/task/*/children"):
+        with contextlib.suppress(OSError):
+            for pid in Path(thread).read_text().split():
+                with contextlib.suppress(OSError):
+                    if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                        found.append(int(pid))
+    return found
 
 
 def installed_stamp() -> tuple[tuple[str, int], ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 
@@ -30,7 +31,7 @@ class Config(ScenarioConfig):
 class Ask(Request):
     text: str
     do: str = "answer"
-    """`answer`, `sleep`, `raise`, `kill`, `exit`, `hang`, `print`."""
+    """`answer`, `sleep`, `raise`, `kill`, `exit`, `hang`, `print`, `orphan`, `grow`."""
     seconds: float = 0.0
     trail: str | None = None
     """A file to which every run of this request adds its text."""
@@ -100,6 +101,10 @@ def predict_batch(config, model, batch):
             os._exit(3)
         elif request.do == "hang":
             time.sleep(3600)
+        elif request.do == "orphan":
+            subprocess.run(["sh", "-c", "sleep 0.2 &"], check=True)
+        elif request.do == "grow":
+            return [b"x" * 2**30] * len(batch)
         elif request.do == "print":
             print("to stdout:", request.text)
             sys.stderr.write(f"to stderr: {request.text}\n")
