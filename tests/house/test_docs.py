@@ -70,7 +70,7 @@ def walk(routes):
         yield from walk(route.routes) if getattr(route, "routes", None) else [route.path]
 
 app = create_app(Registry(Settings.read(environ={})), Store("memory://docs"), GatewayConfig())
-print(json.dumps(sorted(set(walk(app.routes)))))
+print(json.dumps(sorted({*walk(app.routes), *(f"/scenarios/{{name}}/{path}" for path in app.hot)})))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     page = text("gateway.md")
