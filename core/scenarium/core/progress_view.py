@@ -37,7 +37,7 @@ class Bar(Progress):
             TimeRemainingColumn(),
             TextColumn("{task.fields[shown]}"),
         )
-        self.rich = RichProgress(*columns, console=Console(file=stream or sys.stderr), refresh_per_second=8)
+        self.rich = RichProgress(*columns, console=Console(file=stream or sys.stderr), refresh_per_second=4)
         self.task: TaskID | None = None
         self.shown = ""
 
