@@ -251,7 +251,7 @@ class JobFile:
         try:
             with self._guard():
                 os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600))  # requests stand in it; SQLite gives -wal and -shm the file's mode
-                self._connection = sqlite3.connect(self.path, timeout=5, isolation_level=None)
+                self._connection = sqlite3.connect(self.path, timeout=1, isolation_level=None)
             with self._use() as connection:
                 version = connection.execute("PRAGMA user_version").fetchone()[0]
                 if version > FORMAT:
