@@ -198,7 +198,7 @@ def loss(signature: Signature, model: torch.nn.Module, batch: Mapping[str, torch
 
 @hookimpl(wrapper=True)
 def train(config: Config, data: Data, run: Run) -> Generator[None, bool, bool]:
-    """After the shared trainer, which trains the deep part: the wide part, and how much each of them counts."""
+    """After the shared trainer, which trains the deep part: the wide part, and the scale of their sum."""
     done = yield
     if done:
         from safetensors.torch import load_model, save_model
@@ -209,8 +209,8 @@ def train(config: Config, data: Data, run: Run) -> Generator[None, bool, bool]:
         labels, weights, module = run.state["labels"], run.out / WEIGHTS, model(config, run.state).eval()
         load_model(module, weights)
         known = items(config, [row for row in data.val if row["label"] in labels])
-        mix = wide.join(module, items(config, data.train), known, labels, run.state["importance"], config.train.seed)
-        run.progress.note(f"logits: {mix.wide:.2f} x wide + {mix.deep:.2f} x deep")
+        scale = wide.join(module, items(config, data.train), known, labels, run.state["importance"], config.train.seed)
+        run.progress.note(f"scale of the logits: {scale:.2f}")
         save_model(module, str(weights))
     return done
 

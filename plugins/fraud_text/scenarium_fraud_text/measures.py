@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -46,33 +45,21 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(shifted / shifted.sum(-1, keepdims=True))
 
 
-class Mix(NamedTuple):
-    """What the logits of two models are multiplied with before they are added."""
-
-    wide: float = 4.0
-    deep: float = 0.3
-    loss: float = float("nan")
-    """Mean negative log-likelihood of the sum on the rows it was fitted on, in nats; NaN where it was not fitted."""
-
-
-def best_mix(wide: np.ndarray, deep: np.ndarray, labels: Sequence[int]) -> Mix:
-    """The factors, 0.5 … 32 and 0 … 4, with the least negative log-likelihood.
+def best_scale(logits: np.ndarray, labels: Sequence[int] | np.ndarray) -> tuple[float, float]:
+    """The factor of the logits, 0.5 … 32, with the least negative log-likelihood, and that in nats a row (C. Guo et al., ICML 2017).
 
     Another label than a row's own counts as one row in ``rows + 2`` would, so that a few rows that are all right do not make the
-    factors endless (J. Platt, "Probabilistic Outputs for Support Vector Machines", 1999).
+    factor endless (J. Platt, "Probabilistic Outputs for Support Vector Machines", 1999).
 
     Args:
-        wide: logits of rows that were not trained on, ``[rows, labels]``.
-        deep: those of the other model.
+        logits: ``[rows, labels]`` of rows that were not trained on.
         labels: index of each row's own label.
     """
-    count, kinds = wide.shape
+    count, kinds = logits.shape
     doubt = 1 / (count + 2)
-    target = np.full(wide.shape, doubt / max(kinds - 1, 1))
+    target = np.full(logits.shape, doubt / max(kinds - 1, 1))
     target[np.arange(count), labels] = 1 - doubt
-    mixes = []
-    for a in np.geomspace(0.5, 32, 37):
-        for b in (0.0, *np.geomspace(0.05, 4, 25)):
-            surprise = -np.log(np.maximum(softmax(a * wide + b * deep), 1e-12))
-            mixes.append(Mix(float(a), float(b), float((target * surprise).sum() / count)))
-    return min(mixes, key=lambda mix: mix.loss)
+    scales = np.geomspace(0.5, 32, 73)
+    losses = [-(target * np.log(np.maximum(softmax(scale * logits), 1e-12))).sum() / count for scale in scales]
+    best = int(np.argmin(losses))
+    return float(scales[best]), float(losses[best])

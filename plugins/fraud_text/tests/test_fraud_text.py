@@ -234,16 +234,23 @@ def test_measures_equal_scikit_learn() -> None:
     assert measures.roc_auc(np.array([True]), np.array([0.5])) is None
 
 
-def test_the_mix_finds_what_was_mixed_and_leaves_noise_out() -> None:
+def test_the_scale_repairs_overconfidence() -> None:
     rng = np.random.default_rng(0)
-    one, other = rng.normal(size=(2, 6000, 2)) * 2
-    honest = one + 0.5 * other
+    honest = rng.normal(size=(4000, 2)) * 2
     labels = [int(rng.random() < p) for p in measures.softmax(honest)[:, 1]]
-    mix = measures.best_mix(one / 4, other, labels)
-    assert (mix.wide, mix.deep) == (pytest.approx(4, rel=0.2), pytest.approx(0.5, rel=0.25))
+    scale, loss = measures.best_scale(honest / 3, labels)
+    assert scale == pytest.approx(3, rel=0.15)
+    assert loss < measures.best_scale(rng.normal(size=honest.shape), labels)[1]
     right = np.array(labels) == honest.argmax(1)
-    assert measures.calibration_error(measures.softmax(mix.wide * one / 4 + mix.deep * other).max(1), right) < 0.03
-    assert measures.best_mix(one, rng.normal(size=one.shape), labels).deep < 0.2
+    assert measures.calibration_error(measures.softmax(scale * honest / 3).max(1), right) < measures.calibration_error(
+        measures.softmax(honest * 3).max(1), right
+    )
+
+
+def test_a_few_rows_that_are_all_right_are_no_certainty() -> None:
+    logits = np.eye(2)[[0, 1] * 20]
+    scale, _ = measures.best_scale(logits, [0, 1] * 20)
+    assert measures.softmax(scale * logits).max() == pytest.approx(41 / 42, abs=0.005)
 
 
 LABELS = ["English", "fraud", "normal"]
@@ -276,7 +283,7 @@ def test_the_wide_part_in_the_network_is_the_support_vector_machine() -> None:
         assert (part.logits(texts).argmax(1) == target).mean() > 0.99
 
 
-def test_the_parts_are_joined_by_the_validation_rows_where_there_are_enough() -> None:
+def test_the_parts_are_scaled_by_the_validation_rows_where_there_are_enough() -> None:
     import torch
 
     from scenarium_fraud_text import wide
@@ -285,12 +292,10 @@ def test_the_parts_are_joined_by_the_validation_rows_where_there_are_enough() ->
     train, val, test = few("train"), few("val"), few("test")
     torch.manual_seed(0)
     module = Evidence(3, 4096, 8, 1, 0.3).eval()
-    mix = wide.join(module, train, val, LABELS, [1.0, 1.0, 1.0], 0)
-    assert mix.wide > 1
+    assert wide.join(module, train, val, LABELS, [1.0, 1.0, 1.0], 0) > 1
     right = module.answers(test).argmax(1) == [LABELS.index(item["label"]) for item in test]
     assert right.mean() > 0.8
-    assert mix.loss < 0.8  # chance: log 3 = 1.1
-    assert wide.join(Evidence(3, 4096, 8, 1, 0.3).eval(), train, val[: wide.ENOUGH - 1], LABELS, [1.0, 1.0, 1.0], 0)[:2] == measures.Mix()[:2]
+    assert wide.join(Evidence(3, 4096, 8, 1, 0.3).eval(), train, val[: wide.ENOUGH - 1], LABELS, [1.0, 1.0, 1.0], 0) == wide.SCALE
 
 
 def test_the_baseline_learns() -> None:
