@@ -10,7 +10,7 @@ import asyncio
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from scenarium.core.config import GatewayConfig
 from scenarium.core.registry import Registry
@@ -20,6 +20,7 @@ from scenarium.gateway.app import Gateway
 from scenarium.gateway.audit import Audit
 from scenarium.gateway.keys import Rate
 from scenarium.gateway.predict import JSON, Endpoint, read_body, send_body
+from scenarium.gateway.services import Service
 
 BODY = b'{"x": [' + b", ".join([b"0.123456"] * 64) + b"]}"
 ANSWER = b'{"label": "calm", "score": 0.731}'
@@ -39,7 +40,7 @@ def endpoint(folder: Path, *, key: bool, limits: bool, audit: bool) -> tuple[AtO
     """The endpoint of a gateway of its own, and the headers of a request to it."""
     keys = folder / f"{key}-{limits}-{audit}.sqlite"
     gateway = Gateway(Registry(Settings.read(environ={}), {}), Store(str(folder / "store")), GatewayConfig(keys=str(keys)))
-    gateway.services["toy"] = None  # type: ignore[assignment]  # the endpoint asks for it and does not use it
+    gateway.services["toy"] = cast(Service, object())  # the endpoint asks for it and does not use it
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
     if key:
         assert gateway.admission.keyring.file

@@ -272,6 +272,7 @@ def test_who_may_do_what(gateway, file, shared_lab):
         assert (answer.status_code, answer.json()["code"]) == (401, "SCN-4102")
     for path in known:
         assert gateway.client.get(path, headers=bearer(user)).status_code == 200, path
+    assert gateway.client.get("/openapi.json", headers=bearer(user)).json()["security"] == [{"key": []}]
     for path in ("/healthz", "/readyz"):
         assert gateway.client.get(path).status_code == 200
     for path in ("predict", "predict/batch", "stream"):

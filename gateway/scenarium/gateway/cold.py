@@ -208,7 +208,7 @@ def details(service: Service, lang: str) -> dict[str, Any]:
 def _add_docs(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/openapi.json")
     async def schema(request: Request) -> Response:
-        return _json(request, openapi.document(gateway.services.values(), Call(request.scope["headers"]).language))
+        return _json(request, openapi.document(gateway.services.values(), Call(request.scope["headers"]).language, gateway.admission.keyring.asked))
 
     @app.get("/docs")
     async def page(request: Request) -> Response:

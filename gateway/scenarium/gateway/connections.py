@@ -110,6 +110,9 @@ class Connection(HttpToolsProtocol):
         if not self.transport.is_closing():
             super().on_message_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        self.refuse("malformed", ScenariumError("SCN-4112"))
+
     def look(self, now: float, tick: float, timeout: float) -> None:
         """End the connection where the client is slow; a second in which the gateway did not read is not the client's."""
         unsent = self.transport.get_write_buffer_size()

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from scenarium.core.errors import ScenariumError
 from scenarium.gateway import logs
@@ -128,12 +128,14 @@ class Shared:
         try:
             from limits.aio.storage import RedisStorage
             from limits.aio.strategies import FixedWindowRateLimiter, SlidingWindowCounterRateLimiter
+            from redis.asyncio import ConnectionPool
 
-            storage = RedisStorage(f"async+{url}", implementation="redispy", key_prefix="scenarium", socket_timeout=REDIS_S, socket_connect_timeout=REDIS_S)
+            self._pool = ConnectionPool.from_url(url, socket_timeout=REDIS_S, socket_connect_timeout=REDIS_S)
+            self.storage = RedisStorage(f"async+{url}", connection_pool=cast(Any, self._pool), implementation="redispy", key_prefix="scenarium")
         except Exception as fault:  # the libraries raise their own errors for a missing package and a wrong URL
             raise ScenariumError("SCN-1107", reason=str(fault)) from fault
-        self._window = SlidingWindowCounterRateLimiter(storage)
-        self._daily = FixedWindowRateLimiter(storage)
+        self._window = SlidingWindowCounterRateLimiter(self.storage)
+        self._daily = FixedWindowRateLimiter(self.storage)
         self._rest_until = 0.0
 
     async def take(self, key: Key, day: str, now: float) -> None:
@@ -152,6 +154,10 @@ class Shared:
         except Exception as fault:  # whatever a Redis client raises: refused, timed out, loading, read-only
             self._rest_until = now + REDIS_REST_S
             logs.event("error", "redis_unavailable", reason=f"{type(fault).__name__}: {fault}", rest_s=REDIS_REST_S)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._pool.disconnect()
 
     async def _take(self, key: Key, day: str) -> None:
         from limits import RateLimitItemPerDay, RateLimitItemPerSecond

@@ -53,3 +53,4 @@ def capture() -> None:
     root = logging.getLogger()
     root.handlers[:] = [_Handler()]
     root.setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # else each malformed request of a stranger is a line

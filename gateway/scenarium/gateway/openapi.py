@@ -41,6 +41,7 @@ TEXTS = {
         "mode": "1: the body is that of {path}",
         "ready": "Readiness of the gateway and of the scenarios marked required",
         "metrics": "Prometheus metrics",
+        "secret": "An API key (scenarium keys create)",
     },
     "zh": {
         "predict": "单次预测",
@@ -67,12 +68,13 @@ TEXTS = {
         "mode": "1：请求体与 {path} 相同",
         "ready": "网关与必需场景的就绪检查",
         "metrics": "Prometheus 指标",
+        "secret": "API 密钥（scenarium keys create）",
     },
 }
 
 
-def document(services: Iterable[Service], lang: str) -> dict[str, Any]:
-    """The whole document, OpenAPI 3.1, whose schemas are the manifests' JSON Schemas as they are."""
+def document(services: Iterable[Service], lang: str, keys: bool) -> dict[str, Any]:
+    """The whole document, OpenAPI 3.1, whose schemas are the manifests' JSON Schemas as they are. ``keys``: whether an API key is asked for."""
     text = TEXTS[lang]
     schemas: dict[str, Any] = {"Problem": PROBLEM_SCHEMA}
     paths: dict[str, Any] = {
@@ -98,7 +100,8 @@ def document(services: Iterable[Service], lang: str) -> dict[str, Any]:
         "info": {"title": "Scenarium", "version": "1"},
         "tags": tags,
         "paths": paths,
-        "components": {"schemas": schemas},
+        "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": text["secret"]}}},
+        **({"security": [{"key": []}]} if keys else {}),
     }
 
 
@@ -126,7 +129,7 @@ def _post(name: str, manifest: Manifest | None, text: dict[str, str], kind: str,
             _header("X-Scenarium-Priority", text["priority"], {"type": "string", "enum": list(PRIORITIES)}),
             _header("X-Request-Id", text["id"], {"type": "string", "maxLength": 128}),
         ],
-        "responses": dict.fromkeys(("400", "413", "422", "500", "503", "504"), problem),
+        "responses": dict.fromkeys(("400", "401", "403", "408", "413", "422", "429", "500", "503", "504"), problem),
     }
     if manifest is None:
         operation["description"] = text["untrained"].format(name=name)
