@@ -242,9 +242,8 @@ def test_the_scale_repairs_overconfidence() -> None:
     assert scale == pytest.approx(3, rel=0.15)
     assert loss < measures.best_scale(rng.normal(size=honest.shape), labels)[1]
     right = np.array(labels) == honest.argmax(1)
-    assert measures.calibration_error(measures.softmax(scale * honest / 3).max(1), right) < measures.calibration_error(
-        measures.softmax(honest * 3).max(1), right
-    )
+    repaired, overconfident = (measures.calibration_error(measures.softmax(logits).max(1), right) for logits in (scale * honest / 3, honest * 3))
+    assert repaired < overconfident
 
 
 def test_a_few_rows_that_are_all_right_are_no_certainty() -> None:
