@@ -217,7 +217,7 @@ def train(config: Config, data: Data, run: Run) -> Generator[None, bool, bool]:
 
 @hookimpl
 def metric() -> Metric:
-    # A floor of its own: the baseline is as good within chance, and a user's file must not be kept from serving by a row or two.
+    # A floor of its own: the baseline is as good within what a seed changes, and a user's file must not be kept from serving by a row or two.
     return Metric("macro_f1", floor=0.7)
 
 

@@ -30,7 +30,8 @@ DEEP = 1 / 16
 """What the deep part's logits are multiplied with beside the machine's, which are about 1.
 
 A constant: fitted on the validation rows it came out anywhere from 0 to 1/4, by how near those happened to be to the training rows
-(measured on parts of the training rows of four data sets: the constant is as good or better on all).
+(measured on parts of the training rows of four data sets: with the constant the macro F1 is higher on three, on the fourth it
+depends on the seed; the log-likelihood is better on two, and within 0.004 nats on the others).
 """
 
 
