@@ -12,7 +12,7 @@ import pytest
 
 from scenarium.core.config import ScenarioConfig
 from scenarium.core.hookspecs import hookimpl
-from scenarium.core.relay import HOOKS, implemented, make_relay
+from scenarium.core.relay import HOOKS, direct, implemented, make_relay
 from scenarium.core.types import Signature, TensorSpec
 
 
@@ -49,6 +49,25 @@ def test_extensions_wrap_any_scenario_and_relays_are_apart() -> None:
     first, second = make_relay(Plain(), "a", {"loud": Loud()}), make_relay(Plain(), "b")
     assert first.fit(config=ScenarioConfig(), rows=[]) == {"count": 0, "wrapped": True}
     assert second.fit(config=ScenarioConfig(), rows=[]) == {"count": 0}
+
+
+def test_a_direct_call_answers_as_the_hook_does() -> None:
+    """The plugin first, the default where the plugin answers None; wrappers keep their place."""
+
+    class Picky:
+        @hookimpl
+        def fit(self, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+            return {"count": len(rows)} if rows else None
+
+    wrapped = make_relay(Picky(), "wrapped", {"loud": Loud()}).fit
+    assert direct(wrapped) is wrapped
+    hook = make_relay(Picky(), "picky").fit
+    assert direct(hook) is not hook
+    for rows in ([], [{}]):
+        assert direct(hook)(config=ScenarioConfig(), rows=rows) == hook(config=ScenarioConfig(), rows=rows)
+    assert direct(hook)(config=ScenarioConfig(), rows=[{}]) == {"count": 1}
+    with pytest.raises(KeyError):
+        direct(hook)(config=ScenarioConfig())
 
 
 def test_a_wrapper_of_stream_wraps_the_iterator() -> None:

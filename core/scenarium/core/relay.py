@@ -5,7 +5,8 @@ So a plugin implements what differs and never sees another scenario's call, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pluggy
 
@@ -32,6 +33,26 @@ def make_relay(plugin: object, name: str, extensions: Mapping[str, object] | Non
     manager.register(plugin, f"plugin {name}")
     manager.check_pending()
     return manager.hook
+
+
+def direct(hook: pluggy.HookCaller) -> Callable[..., Any]:
+    """What ``hook`` (one of the first result) answers, without pluggy's checks of each call, for loops that call it for every item or step.
+
+    A hook with a wrapper is returned as it is; implementations registered later are not seen.
+    """
+    found = hook.get_hookimpls()
+    if any(each.wrapper or each.hookwrapper for each in found):
+        return hook
+    calls = [(each.function, each.argnames) for each in reversed(found)]
+
+    def call(**values: Any) -> Any:
+        for function, names in calls:
+            answer = function(*[values[name] for name in names])
+            if answer is not None:
+                return answer
+        return None
+
+    return call
 
 
 def implemented(plugin: object) -> list[str]:

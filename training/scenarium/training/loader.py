@@ -20,6 +20,7 @@ import torch
 from scenarium.core.config import ScenarioConfig
 from scenarium.core.errors import ScenariumError
 from scenarium.core.registry import Scenario
+from scenarium.core.relay import direct
 from scenarium.core.types import Signature, SplitName
 
 CACHE_SHARE = 4
@@ -35,6 +36,7 @@ class Loader:
         self, scenario: Scenario, config: ScenarioConfig, processor: Any, signature: Signature, items: Sequence[Any], device: torch.device, split: SplitName
     ) -> None:
         self.name, self.hook = scenario.name, scenario.hook
+        self.encode, self.collate = direct(self.hook.encode), direct(self.hook.collate)
         self.config, self.processor, self.signature, self.device = config, processor, signature, device
         self.items = items
         self.size = config.train.batch_size
@@ -91,7 +93,7 @@ class Loader:
     def _batch(self, epoch: int, order: np.ndarray, chunk: int) -> Tensors:
         indices = order[chunk * self.size : (chunk + 1) * self.size]
         encoded = [self._encode(epoch, int(index)) for index in indices] if self.cached is None else [self.cached[index] for index in indices]
-        arrays = self.hook.collate(config=self.config, signature=self.signature, batch=encoded)
+        arrays = self.collate(config=self.config, signature=self.signature, batch=encoded)
         batch = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
         return batch if self.device.type == "cpu" else self._to_device(batch)
 
@@ -100,7 +102,7 @@ class Loader:
 
     def _encode(self, epoch: int, index: int) -> Mapping[str, np.ndarray]:
         rng = np.random.default_rng((self.config.train.seed, epoch, index)) if self.training else None
-        encoded: Mapping[str, np.ndarray] | None = self.hook.encode(config=self.config, processor=self.processor, item=self.items[index], rng=rng)
+        encoded: Mapping[str, np.ndarray] | None = self.encode(config=self.config, processor=self.processor, item=self.items[index], rng=rng)
         if encoded is None:
             raise ScenariumError(
                 "SCN-3006", name=self.name, reason_en="the plugin does not implement the hook 'encode'", reason_zh="插件没有实现 'encode' 钩子"

@@ -20,6 +20,7 @@ from scenarium.core.config import ScenarioConfig
 from scenarium.core.engines.torch_engine import WEIGHTS
 from scenarium.core.errors import ScenariumError
 from scenarium.core.pipeline import Run
+from scenarium.core.relay import direct
 from scenarium.core.types import Data, SplitName
 from scenarium.training import checkpoint, guards, schedule
 from scenarium.training.distributed import Group
@@ -57,6 +58,7 @@ class Trainer:
     def __init__(self, config: ScenarioConfig, data: Data, job: Run, group: Group) -> None:
         self.config, self.settings, self.job, self.group = config, config.train, job, group
         self.hook = job.scenario.hook
+        self.loss = direct(self.hook.loss)
         checkpoint.seed_all(self.settings.seed)
         self.signature = self.hook.signature(config=config, state=job.state)
         self.loader, self.held_out = self._loaders(data)
@@ -152,7 +154,7 @@ class Trainer:
     def _loss(self, model: torch.nn.Module, batch: Tensors) -> tuple[torch.Tensor, Any]:
         """Sum and count of a batch; the count is a number on a CPU, and stays on a GPU, which must not be waited for."""
         with self.autocast:
-            loss, count = self.hook.loss(config=self.config, signature=self.signature, model=model, batch=batch)
+            loss, count = self.loss(config=self.config, signature=self.signature, model=model, batch=batch)
         return loss, count.item() if self.on_cpu and isinstance(count, torch.Tensor) else count
 
     def _backward(self, loss: torch.Tensor, divisor: Any) -> None:
