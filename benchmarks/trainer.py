@@ -1,11 +1,12 @@
 """The shared trainer beside a plain PyTorch loop, Accelerate, Lightning Fabric, HF Trainer and Lightning, in one run.
 
-Every way trains the same weights on the same rows in the same order with the same AdamW at a constant rate. A step is the time
+Every way trains the same weights on the same rows in the same order with the same AdamW at a constant rate. A step is what passes
 between two forwards, stamped inside the model; the first tenth is dropped, so set-up is outside, bars and logs are inside. Each
-way is a process of its own on a terminal that is read all the time, and all are asked in turn, in an order drawn anew each round;
-what counts is the smallest mean of a way over the rounds, since the neighbours of a shared machine only ever add to it.
+way is a process of its own with one thread, on a terminal that is read all the time, and all are asked in turn, in an order drawn
+anew each round. A figure is the smallest of a way's means, one a round, and counts the processor time of
+the whole process, bars' threads included: on a core of its own that is the wall clock, and neighbours disturb it least.
 
-    python -m benchmarks.trainer [--rounds 5] [--peers .venv-bench/bin/python]
+    python -m benchmarks.trainer [--rounds 6] [--peers .venv-bench/bin/python]
 """
 
 from __future__ import annotations
@@ -50,16 +51,18 @@ class Worker:
         os.close(slave)
         os.close(theirs)
         self.shown = b""
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
         self.answers = os.fdopen(answers)
 
     def ask(self, case: str) -> dict[str, Any]:
-        """Mean microseconds of a step, and the SHA-256 of the trained weights."""
+        """Mean microseconds of a step (``cpu``, ``wall``), and the SHA-256 of the trained weights."""
         assert self.process.stdin is not None
         self.process.stdin.write(case + "\n")
         self.process.stdin.flush()
         line = self.answers.readline()
         if not line:
+            self.reader.join(10)
             raise SystemExit(f"{self.process.args} ended:\n{self.shown[-3000:].decode(errors='replace')}")
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -93,12 +96,12 @@ def measure(rounds: int, peers: str | None) -> dict[str, dict[str, list[dict[str
     return found
 
 
-def figures(rounds: int = 5, peers: str | None = None) -> list[results.Figure]:
+def figures(rounds: int = 6, peers: str | None = None) -> list[results.Figure]:
     """The trainer's figures; those of the peers need a Python that has them (``benchmarks/peers.txt``)."""
     found = measure(rounds, peers)
 
-    def best(way: str, case: str) -> float:
-        return min(float(answer["us"]) for answer in found[way][case])
+    def best(way: str, case: str, clock: str = "cpu") -> float:
+        return min(float(answer[clock]) for answer in found[way][case])
 
     def bits(way: str, case: str) -> set[str]:
         return {answer["weights"] for answer in found[way][case]}
@@ -118,17 +121,19 @@ def figures(rounds: int = 5, peers: str | None = None) -> list[results.Figure]:
         results.figure("trainer: 6 ms step over the plain loop with DataLoader, our defaults", share("ours_default", "plain"), "%", "lower", 2, 0),
         results.figure("trainer: fp32 weights bit-equal to the plain loop's (1 = yes)", float(equal), "", "higher", 1),
     ]
-    for label, way in WAYS.items():
-        if way in found:
-            made.append(results.figure(f"trainer: toy step, {label}", best(way, "toy"), "µs", "lower"))
-            made.append(results.figure(f"trainer: transformer step, {label}", best(way, "transformer"), "µs", "lower"))
+    shown = {label: way for label, way in WAYS.items() if way in found}
+    theirs = [label for label, way in shown.items() if way in PEERS]
+    made += [results.figure(f"trainer: toy step over the plain loop, {label}", more(WAYS[label], "plain"), "µs", "lower") for label in theirs]
+    for case in ("toy", "transformer"):
+        made += [results.figure(f"trainer: {case} step, {label}", best(way, case), "µs", "lower") for label, way in shown.items()]
+    made += [results.figure(f"trainer: toy step by the wall clock, {label}", best(way, "toy", "wall"), "µs", "lower") for label, way in shown.items()]
     return made
 
 
 def main() -> None:
     """Measure, print, write ``results/spine.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6)
     default = ROOT / ".venv-bench" / "bin" / "python"
     parser.add_argument("--peers", default=str(default) if default.exists() else None, help="a Python that has the packages of benchmarks/peers.txt")
     options = parser.parse_args()

@@ -26,10 +26,9 @@ class Case(NamedTuple):
     shape: tuple[int, ...]
 
 
-CASES = {"toy": Case(3000, 8, (8,)), "transformer": Case(300, 32, (16, 64))}
-stamps: list[float] = []
-# On a machine that others use too, the processor time of this process says more than the wall clock.
-clock = time.process_time if os.environ.get("TRAINER_CLOCK") == "cpu" else time.perf_counter
+CASES = {"toy": Case(1500, 8, (8,)), "transformer": Case(100, 32, (16, 64))}
+stamps: list[tuple[float, float]] = []
+"""Processor time of the process and wall clock at every forward."""
 
 
 class Net(torch.nn.Module):
@@ -46,7 +45,7 @@ class Net(torch.nn.Module):
             self.head = torch.nn.Linear(64, 2)
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
-        stamps.append(clock())
+        stamps.append((time.process_time(), time.perf_counter()))
         hidden = self.body(x)
         logits = self.head(hidden if hidden.ndim == 2 else hidden.mean(1))
         return logits if labels is None else {"loss": functional.cross_entropy(logits, labels)}
@@ -266,9 +265,10 @@ def main(way: str, answers: int) -> None:
             case = line.strip()
             stamps.clear()
             net: Net = globals()[way](case)
-            gaps = np.diff(stamps)[len(stamps) // 10 :]
+            kept = np.array(stamps[len(stamps) // 10 :])
+            cpu, wall = (kept[-1] - kept[0]) / (len(kept) - 1) * 1e6
             weights = b"".join(tensor.detach().numpy().tobytes() for tensor in net.state_dict().values())
-            out.write(json.dumps({"us": float(gaps.mean() * 1e6), "steps": len(stamps), "weights": hashlib.sha256(weights).hexdigest()}) + "\n")
+            out.write(json.dumps({"cpu": cpu, "wall": wall, "steps": len(stamps), "weights": hashlib.sha256(weights).hexdigest()}) + "\n")
             out.flush()
 
 
