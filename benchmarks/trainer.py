@@ -3,10 +3,11 @@
 Every way trains the same weights on the same rows in the same order with the same AdamW at a constant rate. A step is what passes
 between two forwards, stamped inside the model; the first tenth is dropped, so set-up is outside, bars and logs are inside. Each
 way is a process of its own with one thread, on a terminal that is read all the time, and all are asked in turn, in an order drawn
-anew each round. A figure is the smallest of a way's means, one a round, and counts the processor time of
-the whole process, bars' threads included: on a core of its own that is the wall clock, and neighbours disturb it least.
+anew each round; then all of it once more in new processes. A figure is the smallest of a way's means, one a round, and counts the
+processor time of the whole process, bars' threads included: on a core of its own that is the wall clock, and neighbours disturb it
+least.
 
-    python -m benchmarks.trainer [--rounds 6] [--peers .venv-bench/bin/python]
+    python -m benchmarks.trainer [--rounds 3] [--peers .venv-bench/bin/python]
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ WAYS = {
     "Lightning, its bar and CSV logger": "lightning",
 }
 PEERS = {"accelerate", "fabric", "hf", "lightning"}
+SETS = 2
+"""Processes of each way, one after another: the same program is up to a tenth faster or slower in the next process."""
 PACKAGES = ("torch", "accelerate", "lightning", "transformers")
 
 
@@ -85,18 +88,19 @@ class Worker:
 def measure(rounds: int, peers: str | None) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Way to case to one answer a round."""
     ways = {way: peers if way in PEERS else sys.executable for way in WAYS.values() if peers or way not in PEERS}
-    workers = {way: Worker(str(python), way) for way, python in ways.items()}
     found: dict[str, dict[str, list[dict[str, Any]]]] = {way: {"toy": [], "transformer": []} for way in ways}
-    for number in range(rounds):
-        for way in random.Random(number).sample(sorted(workers), len(workers)):
-            for case in ("toy", "transformer"):
-                found[way][case].append(workers[way].ask(case))
-    for worker in workers.values():
-        worker.close()
+    for turn in range(SETS):
+        workers = {way: Worker(str(python), way) for way, python in ways.items()}
+        for number in range(rounds):
+            for way in random.Random(f"{turn} {number}").sample(sorted(workers), len(workers)):
+                for case in ("toy", "transformer"):
+                    found[way][case].append(workers[way].ask(case))
+        for worker in workers.values():
+            worker.close()
     return found
 
 
-def figures(rounds: int = 6, peers: str | None = None) -> list[results.Figure]:
+def figures(rounds: int = 3, peers: str | None = None) -> list[results.Figure]:
     """The trainer's figures; those of the peers need a Python that has them (``benchmarks/peers.txt``)."""
     found = measure(rounds, peers)
 
@@ -133,7 +137,7 @@ def figures(rounds: int = 6, peers: str | None = None) -> list[results.Figure]:
 def main() -> None:
     """Measure, print, write ``results/spine.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
     default = ROOT / ".venv-bench" / "bin" / "python"
     parser.add_argument("--peers", default=str(default) if default.exists() else None, help="a Python that has the packages of benchmarks/peers.txt")
     options = parser.parse_args()

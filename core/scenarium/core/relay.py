@@ -47,7 +47,7 @@ def direct(hook: pluggy.HookCaller) -> Callable[..., Any]:
 
     def call(**values: Any) -> Any:
         for function, names in calls:
-            answer = function(*[values[name] for name in names])
+            answer = function(*map(values.__getitem__, names))
             if answer is not None:
                 return answer
         return None

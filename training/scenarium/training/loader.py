@@ -84,10 +84,9 @@ class Loader:
         assert self.stacked is not None
         rows = torch.from_numpy(order)
         names = list(self.stacked)
-        parts = [torch.split(self.stacked[name].index_select(0, rows), self.size) for name in names]
+        chunks = list(zip(*(torch.split(self.stacked[name].index_select(0, rows), self.size) for name in names), strict=True))
         for chunk in wanted:
-            at = chunk if chunk < self.chunks else 0
-            batch = {name: part[at] for name, part in zip(names, parts, strict=True)}
+            batch = dict(zip(names, chunks[chunk if chunk < len(chunks) else 0], strict=True))
             yield batch if self.device.type == "cpu" else self._to_device(batch)
 
     def _batch(self, epoch: int, order: np.ndarray, chunk: int) -> Tensors:
