@@ -3,9 +3,9 @@
 Every way trains the same weights on the same rows in the same order with the same AdamW at a constant rate. A step is what passes
 between two forwards, stamped inside the model; the first tenth is dropped, so set-up is outside, bars and logs are inside. Each
 way is a process of its own with one thread, on a terminal that is read all the time, and all are asked in turn, in an order drawn
-anew each round; then all of it once more in new processes. A figure is the smallest of a way's means, one a round, and counts the
-processor time of the whole process, bars' threads included: on a core of its own that is the wall clock, and neighbours disturb it
-least.
+anew each round; then all of it once more in new processes. A figure is the smallest of a way's means (each over one training) and
+counts the processor time of the whole process, bars' threads included: on a core of its own that is the wall clock, and neighbours
+disturb it least.
 
     python -m benchmarks.trainer [--rounds 3] [--peers .venv-bench/bin/python]
 """
@@ -93,7 +93,7 @@ def measure(rounds: int, peers: str | None) -> dict[str, dict[str, list[dict[str
         workers = {way: Worker(str(python), way) for way, python in ways.items()}
         for number in range(rounds):
             for way in random.Random(f"{turn} {number}").sample(sorted(workers), len(workers)):
-                for case in ("toy", "transformer"):
+                for case in ("toy", "transformer", "transformer"):
                     found[way][case].append(workers[way].ask(case))
         for worker in workers.values():
             worker.close()

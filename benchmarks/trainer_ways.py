@@ -26,7 +26,7 @@ class Case(NamedTuple):
     shape: tuple[int, ...]
 
 
-CASES = {"toy": Case(1500, 8, (8,)), "transformer": Case(100, 32, (16, 64))}
+CASES = {"toy": Case(1500, 8, (8,)), "transformer": Case(50, 32, (16, 64))}
 stamps: list[tuple[float, float]] = []
 """Processor time of the process and wall clock at every forward."""
 
