@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import time
-from collections import deque
 from typing import Any, Protocol, cast
 
 from scenarium.core.workers import frames
@@ -15,7 +14,6 @@ from scenarium.gateway import logs
 from scenarium.gateway.batching import Request
 from scenarium.gateway.zygotes import Nursery, Process
 
-KEPT_LINES = 50
 _PROBE = 1 << 63
 """Above the ids of all requests."""
 _NOTHING = object()
@@ -66,7 +64,6 @@ class WorkerLink(asyncio.Protocol):
         """The worker's fault (see ``frames``), or None when it can serve. ``ConnectionError`` if it died before."""
         self.ended: asyncio.Future[None] = loop.create_future()
         self.status: int | None = None
-        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._line = b""
@@ -264,7 +261,6 @@ class WorkerLink(asyncio.Protocol):
                 *lines, self._line = (self._line + data).split(b"\n")
                 for line in lines:
                     text = line[:2000].decode("utf8", "replace")
-                    self.lines.append(text)
                     self.owner.said(self, text)
                 if len(self._line) > 65536:
                     self._line = b""

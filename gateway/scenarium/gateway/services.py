@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Coroutine
@@ -11,14 +10,15 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from scenarium.core.config import ServeConfig
-from scenarium.core.errors import ScenariumError, Words
+from scenarium.core.errors import ScenariumError
 from scenarium.core.manifest import Manifest
 from scenarium.core.registry import Plugin, Registry
 from scenarium.core.store import Store, Version
 from scenarium.core.workers import frames
 from scenarium.gateway import logs
 from scenarium.gateway.batching import Batcher, Outcome, Request
-from scenarium.gateway.links import WorkerLink, describe_exit
+from scenarium.gateway.generations import Generation, cannot_start
+from scenarium.gateway.links import WorkerLink
 from scenarium.gateway.metrics import Stats
 from scenarium.gateway.zygotes import Nursery
 
@@ -28,135 +28,9 @@ STATES: tuple[State, ...] = ("untrained", "starting", "ready", "failed", "stoppe
 NOT_TRAINED = ("SCN-4004", "SCN-5010")
 """Nothing is trained yet, or nothing reached its floor: no fault, but nothing to serve."""
 
-LOAD_LIMIT_S = 600.0
-"""A worker that is not ready after this is killed: a plugin may hang on import."""
-QUICK_DEATHS, DEATH_WINDOW_S, LONGEST_WAIT_S = 3, 60.0, 30.0
 TICK_S = 0.01
 KEPT_LINES = 1000
 TORCH_MODULES = ("torch", "torchvision", "torchaudio", "transformers", "peft")
-
-
-class Generation:
-    """The workers of one version."""
-
-    def __init__(self, service: Service, version: Version, plugin: Plugin, threads: int) -> None:
-        self.service = service
-        self.version = version
-        self.plugin = plugin
-        self.threads = threads
-        self.links: list[WorkerLink] = []
-        self._closed = asyncio.Event()
-        self.first: asyncio.Future[ScenariumError | None] = asyncio.get_running_loop().create_future()
-        """The fault of the first start, or None when a worker is ready."""
-        self.deaths: deque[float] = deque()
-        self.tasks = [asyncio.create_task(self._keep()) for _ in range(service.config.workers)]
-
-    @property
-    def closing(self) -> bool:
-        """Whether it is to end."""
-        return self._closed.is_set()
-
-    async def close(self, timeout: float) -> None:
-        """Give the workers nothing more; each ends when it holds nothing."""
-        self._closed.set()
-        for link in list(self.links):
-            if link.ready.done():
-                self.service.batcher.retire(link)
-            else:
-                link.process.kill()  # it still loads, and holds nothing
-        _, late = await asyncio.wait(self.tasks, timeout=timeout)
-        for link in list(self.links):
-            await link.end()
-        for task in late:
-            task.cancel()
-
-    async def _keep(self) -> None:
-        """Have one worker, always: start it, wait for its end, wait longer each time it fails."""
-        failures = 0
-        while not self.closing:
-            fault = await self._live()
-            if self.closing:
-                return
-            now = time.monotonic()
-            if fault:
-                failures += 1
-                self.service.failed(self, fault)
-                if not self.first.done():
-                    self.first.set_result(fault)
-                wait = min(LONGEST_WAIT_S, 0.5 * 2**failures)
-            else:
-                failures = 0
-                self.deaths.append(now)
-                while self.deaths[0] < now - DEATH_WINDOW_S:
-                    self.deaths.popleft()
-                extra = len(self.deaths) - QUICK_DEATHS
-                wait = 0.001 if extra <= 0 else min(LONGEST_WAIT_S, 0.1 * 2**extra)
-                self.service.stats.restarts += 1
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closed.wait(), wait)
-
-    async def _live(self) -> ScenariumError | None:
-        """One worker's life. Returns why it never became ready, or None after a life that served."""
-        service = self.service
-        try:
-            process = await service.nursery.start(service.zygote_kind(self.version))
-        except OSError as fault:
-            return _cannot_start(service.name, str(fault), str(fault))
-        link = WorkerLink(service, self.version.number, process, service.nursery)
-        self.links.append(link)
-        try:
-            await link.open(service.hello(self.version, self.plugin, self.threads))
-            try:
-                told = await asyncio.wait_for(asyncio.shield(link.ready), LOAD_LIMIT_S)
-            except (TimeoutError, ConnectionError) as reason:
-                await link.end()
-                if isinstance(reason, TimeoutError):
-                    return _cannot_start(service.name, f"it was not ready after {LOAD_LIMIT_S:.0f} s", f"{LOAD_LIMIT_S:.0f} 秒后仍未就绪", link)
-                return _cannot_start(service.name, *describe_exit(await self._status(link)), link)
-            if told:
-                await link.drain(1.0)
-                return Refused(service.name, told)
-            if not self.closing:
-                service.joined(self, link)
-                if not self.first.done():
-                    self.first.set_result(None)
-            else:
-                await link.drain(1.0)
-            await asyncio.shield(link.ended)
-            if not self.closing:
-                service.spawn(self._report(link))
-            return None
-        finally:
-            self.links.remove(link)
-
-    async def _report(self, link: WorkerLink) -> None:
-        english, chinese = describe_exit(await self._status(link))
-        self.service.note_fault(_cannot_start(self.service.name, english, chinese, link), "worker_died", pid=link.process.pid)
-
-    async def _status(self, link: WorkerLink) -> int | None:
-        """The exit status, for which a zygote's word may be on its way."""
-        for _ in range(10):
-            if link.status is not None or link.process.pid in link.nursery.exits:
-                break
-            await asyncio.sleep(0.01)
-        return link.nursery.exits.pop(link.process.pid, link.status)
-
-
-class Refused(ScenariumError):
-    """The fault that a worker reported, in both languages."""
-
-    def __init__(self, name: str, told: dict[str, Any]) -> None:
-        english, chinese = told["en"], told["zh"]
-        reason, remedy = Words(english["title"], chinese["title"]), Words(english["hint"], chinese["hint"])
-        super().__init__("SCN-4010", name=name, reason=reason, remedy=remedy)
-        self.cause = str(told["code"])
-
-
-def _cannot_start(name: str, english: str, chinese: str, link: WorkerLink | None = None) -> ScenariumError:
-    last = next((line for line in reversed(link.lines) if line.strip()), "") if link else ""
-    reason = Words(f"{english}{f' ({last})' if last else ''}.", f"{chinese}{f'（{last}）' if last else ''}。")
-    remedy = Words(f"See 'scenarium logs {name}'.", f"请查看 'scenarium logs {name}'。")
-    return ScenariumError("SCN-4010", name=name, reason=reason, remedy=remedy)
 
 
 class Service:
@@ -291,7 +165,7 @@ class Service:
                 self._refuse(fault)
                 return
             except Exception as fault:
-                self._refuse(_cannot_start(self.name, f"{type(fault).__name__}: {fault}", f"{type(fault).__name__}: {fault}"))
+                self._refuse(cannot_start(self.name, f"{type(fault).__name__}: {fault}", f"{type(fault).__name__}: {fault}"))
                 return
             await self._flip(version, plugin)
 
@@ -359,6 +233,10 @@ class Service:
             return
         self.last_fault = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": what, "en": fault.problem("en"), "zh": fault.problem("zh")}
         logs.event("error", what, scenario=self.name, code=fault.code, title=fault.title(), hint=fault.hint(), **values)
+
+    def last_line(self, pid: int) -> str:
+        """What a worker printed last."""
+        return next((each["line"] for each in reversed(self.lines) if each["pid"] == pid and each["line"].strip()), "")
 
     def zygote_kind(self, version: Version) -> str:
         """``torch`` where the torch engine or a preloaded module needs it, else ``bare``."""
