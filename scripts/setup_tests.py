@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = {"chromium": "the browser test of the Swagger page", "wrk": "the load of the gateway benchmarks"}
+PROGRAMS = {"chromium": "the browser test of the Swagger page", "wrk": "the load of the gateway benchmarks", "npm": "data sets that are npm packages"}
 
 
 def main() -> None:

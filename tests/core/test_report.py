@@ -10,14 +10,11 @@ from datetime import UTC, datetime
 from html.parser import HTMLParser
 
 import numpy as np
-import pytest
+from fontTools import ttLib as font_tools
 
 from scenarium.core import charts, fonts, report
 from scenarium.core.manifest import Manifest, PluginRef
 from scenarium.core.types import Baseline, Figure, Metric
-
-font_tools = pytest.importorskip("fontTools.ttLib")
-pytest.importorskip("matplotlib")
 
 
 class Page(HTMLParser):
@@ -93,7 +90,6 @@ def test_a_training_without_curves_or_baseline(tmp_path):
     assert "baseline" not in text
 
 
-@pytest.mark.skipif(fonts.chinese() is None, reason="no Chinese font is installed: pip install 'scenarium[chinese]'")
 def test_chinese_glyphs_are_embedded(tmp_path):
     text = write(tmp_path, manifest())
     found = re.search(r"url\(data:font/woff;base64,([^)]+)\)", text)
@@ -107,7 +103,6 @@ def test_chinese_glyphs_are_embedded(tmp_path):
     assert len(text) < 400_000
 
 
-@pytest.mark.skipif(fonts.chinese() is None, reason="no Chinese font is installed: pip install 'scenarium[chinese]'")
 def test_chinese_in_plots_is_drawn_as_paths():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

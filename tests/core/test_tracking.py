@@ -68,7 +68,6 @@ print(json.dumps([run.info.status, run.data.params, run.data.tags, run.data.metr
 
 
 def test_a_run_is_recorded_in_the_local_store(tmp_path, monkeypatch):
-    pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(tracking, "FLUSH_SECONDS", 90.0)
     said, _ = record(tmp_path)

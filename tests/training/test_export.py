@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -17,8 +18,6 @@ from scenarium.core.pipeline import Run
 from scenarium.core.progress import Progress
 from scenarium.core.types import Signature, TensorSpec, Traits
 from scenarium.training.export import export
-
-onnxruntime = pytest.importorskip("onnxruntime")
 
 
 class Encoder(torch.nn.Module):

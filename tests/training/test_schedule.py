@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import optimization as transformers
 
 from scenarium.core.config import TrainConfig
 from scenarium.training import schedule
-
-transformers = pytest.importorskip("transformers.optimization")
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
