@@ -1,6 +1,6 @@
 """The hot routes: a body's bytes to the queue, the answer's bytes back. Nothing here parses JSON.
 
-Plain ASGI endpoints on Starlette routes: no dependency injection, no body model.
+Plain ASGI endpoints, which ``app.App`` finds by their path: no router, no dependency injection, no body model.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def _with_headers(send: Send, more: list[tuple[bytes, bytes]]) -> Send:
 
 
 class Endpoint:
-    """What the hot routes share. Bound to ASGI, so Starlette's route calls it as it is."""
+    """What the hot routes share. Each is an ASGI app."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
