@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from scenarium.core.settings import DESCRIBED
 from scenarium.core.settings import Origin as Origin
 from scenarium.core.settings import Settings as Settings
 
@@ -18,7 +19,7 @@ from scenarium.core.settings import Settings as Settings
 class Section(BaseModel):
     """A table of settings. Unknown keys are refused; each field is documented by the string below it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=DESCRIBED, protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod

@@ -15,6 +15,7 @@ from scenarium.core.bodies import decode
 from scenarium.core.errors import ScenariumError
 from scenarium.core.manifest import Manifest
 from scenarium.core.registry import Scenario
+from scenarium.core.relay import direct
 from scenarium.core.types import Signature, Traits
 
 STATE = "state.json"
@@ -35,6 +36,7 @@ class Runtime:
     def __init__(self, scenario: Scenario, state: dict[str, Any], folder: Path, device: str = "cpu", traits: Traits | None = None) -> None:
         hook, config = scenario.hook, scenario.config
         self.scenario = scenario
+        self.preprocess, self.predict_batch, self.postprocess = direct(hook.preprocess), direct(hook.predict_batch), direct(hook.postprocess)
         self.state = state
         self.schema = hook.schema(config=config)
         self.traits = traits or hook.traits(config=config)
@@ -76,13 +78,13 @@ class Runtime:
         """
         answers: list[BaseModel | Exception | None] = [None] * len(requests)
         buckets: dict[Any, list[tuple[int, Any]]] = {}
-        hook, config = self.scenario.hook, self.scenario.config
+        config = self.scenario.config
         times = times or Times()
         clock = time.perf_counter_ns
         began = clock()
         for index, request in enumerate(requests):
             try:
-                item = hook.preprocess(config=config, processor=self.processor, request=request)
+                item = self.preprocess(config=config, processor=self.processor, request=request)
             except Exception as fault:
                 answers[index] = self._fault(fault)
             else:
@@ -120,7 +122,7 @@ class Runtime:
     def _outputs(self, items: list[Any]) -> list[Any]:
         """One output or error an item; the plugin's own count is checked."""
         try:
-            outputs = list(self.scenario.hook.predict_batch(config=self.scenario.config, signature=self.signature, model=self.model, batch=items))
+            outputs = list(self.predict_batch(config=self.scenario.config, signature=self.signature, model=self.model, batch=items))
         except Exception as fault:
             if len(items) == 1 or not self.traits.pure:
                 return [self._fault(fault)] * len(items)
@@ -135,7 +137,7 @@ class Runtime:
         if isinstance(output, Exception):
             return output
         try:
-            answer: BaseModel = self.scenario.hook.postprocess(config=self.scenario.config, processor=self.processor, request=request, output=output)
+            answer: BaseModel = self.postprocess(config=self.scenario.config, processor=self.processor, request=request, output=output)
         except Exception as fault:
             return self._fault(fault)
         return answer

@@ -24,6 +24,14 @@ TABLES = ("scenarios", "gateway", "scenarium")
 """The top-level tables of ``scenarios.toml``."""
 
 
+DESCRIBED = "SCENARIUM_UNDESCRIBED" not in os.environ
+"""Whether classes of settings, requests and answers carry their fields' documentation.
+
+Not in a worker, which shows it to nobody: to find it, pydantic looks at the frames of the import, and ``inspect`` then at every module
+that is loaded; in a process forked from a zygote that makes 25 MB of shared pages private.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a value came from: ``default``, ``file`` (with path and line), ``environment`` or ``--set``."""

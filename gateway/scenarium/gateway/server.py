@@ -60,6 +60,7 @@ def serve(
         log_config=None,  # uvicorn's own lines go through the root logger
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks who the client's proxy spoke for
         lifespan="on",
         timeout_graceful_shutdown=int(config.drain_s) + 1,
         ws="none",

@@ -91,6 +91,7 @@ class Zygote:
             "TOKENIZERS_PARALLELISM": "false",
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
             "PYTHONUNBUFFERED": "1",
+            "SCENARIUM_UNDESCRIBED": "1",
         }
         with theirs:
             command = [sys.executable, "-m", "scenarium.core.workers.zygote", str(theirs.fileno()), *dict.fromkeys(ordered)]

@@ -26,7 +26,8 @@ import time
 import traceback
 from collections.abc import Sequence
 
-BARE = ("scenarium.core.workers.worker", "scenarium.core.defaults", "numpy", "pydantic", "tokenizers", "PIL.Image", "pluggy", "python_multipart")
+CORE = ("scenarium.core.workers.worker", "scenarium.core.defaults", "scenarium.core.acceptance", "scenarium.core.schemas", "scenarium.core.relay")
+BARE = (*CORE, "numpy", "pydantic", "tokenizers", "PIL.Image", "pluggy", "python_multipart")
 """What every worker needs or, where it is installed, may need."""
 TORCH = (*BARE, "torch", "safetensors.torch", "scenarium.core.engines.torch_engine")
 
