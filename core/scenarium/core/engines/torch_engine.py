@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model
 
 from scenarium.core.types import Batch, Signature
 
@@ -39,5 +39,19 @@ def _array(value: torch.Tensor) -> np.ndarray:
 def open(version: Path, signature: Signature, device: str, build: Callable[[], Any]) -> TorchEngine:
     """Build the module and read its weights."""
     module = build()
-    load_model(module, version / WEIGHTS)
+    _load(module, version / WEIGHTS)
     return TorchEngine(module, signature, device)
+
+
+def _load(module: torch.nn.Module, path: Path) -> None:
+    """Put the stored weights into ``module`` without a copy: the tensors stay mapped from the file, so what no forward reads takes
+    no memory (most rows of an embedding), and the workers of one version share the rest.
+    """
+    own = module.state_dict(keep_vars=True)  # the parameters themselves, so tied ones stay tied
+    stored = load_file(path)
+    fits = all(name in own and own[name].shape == tensor.shape and own[name].dtype == tensor.dtype for name, tensor in stored.items())
+    if fits and {id(tensor) for tensor in own.values()} == {id(own[name]) for name in stored}:
+        for name, tensor in stored.items():
+            own[name].data = tensor
+    else:
+        load_model(module, path)  # converts, knows tensors that share memory in other ways, and says what is missing
