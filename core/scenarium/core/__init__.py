@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from scenarium.core.types import Baseline as Baseline
     from scenarium.core.types import Batch as Batch
     from scenarium.core.types import Data as Data
+    from scenarium.core.types import Disagreement as Disagreement
     from scenarium.core.types import Environment as Environment
     from scenarium.core.types import Evaluation as Evaluation
     from scenarium.core.types import Field as Field
@@ -54,7 +55,7 @@ _HOME = {
     "runtime": "Runtime",
     "schemas": "Base64 Request Response",
     "sources": "HubDataset HubFile PackageFile",
-    "types": "Baseline Batch Data Environment Evaluation Field Figure Metric Row Schema Signature Source TensorSpec Traits",
+    "types": "Baseline Batch Data Disagreement Environment Evaluation Field Figure Metric Row Schema Signature Source TensorSpec Traits",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from scenarium.core.types import Baseline, Metric, Signature, TensorSpec, Traits
+from scenarium.core.types import Baseline, Disagreement, Metric, Signature, TensorSpec, Traits
 
 FORMAT = 1
 
@@ -60,6 +60,7 @@ class Manifest(Part):
     route_key: str | None = None
     preload: list[str] = []
     tolerance: float = 1e-4
+    disagreement: Disagreement = Disagreement()
     metric: Metric
     metrics: dict[str, float] = {}
     """Held-out metrics."""
@@ -86,4 +87,4 @@ class Manifest(Part):
     def traits(self) -> Traits:
         """How the version wants to be served."""
         concurrency: int | Literal["batch"] = self.concurrency if isinstance(self.concurrency, int) else "batch"
-        return Traits(self.pure, concurrency, self.max_batch_size, self.streams, self.route_key, tuple(self.preload), self.tolerance)
+        return Traits(self.pure, concurrency, self.max_batch_size, self.streams, self.route_key, tuple(self.preload), self.tolerance, self.disagreement)

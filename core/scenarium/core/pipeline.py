@@ -139,6 +139,7 @@ def _measure(run: Run, data: Data, store: Store, tags: dict[str, str]) -> Manife
         route_key=traits.route_key,
         preload=list(traits.preload),
         tolerance=traits.tolerance,
+        disagreement=traits.disagreement,
         metric=hook.metric(config=config),
         metrics=evaluation.metrics,
         baseline=baseline,

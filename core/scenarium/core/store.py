@@ -111,7 +111,7 @@ class Store:
             raise ScenariumError("SCN-5002", file=path, name=name, version=number) from fault
 
     def aliases(self, name: str) -> dict[str, Any]:
-        """Alias to version number, and ``history``: who set what, when and why, the oldest first.
+        """Alias to version number, ``history`` (who set what, when and why, the oldest first) and ``rollout`` (see ``rollouts``).
 
         Raises:
             ScenariumError: SCN-5009 (the file is no JSON).
@@ -198,16 +198,27 @@ class Store:
         Raises:
             ScenariumError: SCN-5001 (no such version), SCN-5008 (the alias is set, but ``models/`` could not be written).
         """
-        from scenarium.core import triton_repository
+        from scenarium.core import rollouts
 
         with self.lock(name):
             self.resolve(name, number)
             record = self.aliases(name)
             entry = {"alias": alias, "action": action, "from": record["aliases"].get(alias), "to": number, "at": datetime.now(UTC).isoformat()}
-            record["history"].append({**entry, "by": _user(), "reason": reason, "forced": forced})
+            record["history"].append({**entry, "by": user(), "reason": reason, "forced": forced})
             record["aliases"][alias] = number
-            self.write(self.path(name, ALIASES), json.dumps(record, ensure_ascii=False, indent=1).encode())
-            triton_repository.derive(self, name)
+            rollouts.settle(self, name, record, alias, number)
+            self.save_aliases(name, record)
+
+    def save_aliases(self, name: str, record: dict[str, Any]) -> None:
+        """Write what ``aliases`` gave, changed, and derive ``models/`` anew. The caller holds the scenario's lock.
+
+        Raises:
+            ScenariumError: SCN-5008 (it is written, but ``models/`` could not be).
+        """
+        from scenarium.core import triton_repository
+
+        self.write(self.path(name, ALIASES), json.dumps(record, ensure_ascii=False, indent=1).encode())
+        triton_repository.derive(self, name)
 
     @contextmanager
     def draft(self, name: str) -> Iterator[Path]:
@@ -334,7 +345,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _user() -> str:
+def user() -> str:
+    """Who runs this process, for the history."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

@@ -118,6 +118,15 @@ class Figure(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Disagreement:
+    """How answers of two versions to the same request are compared while a rollout mirrors requests; see ``scenarium.core.disagreement``."""
+
+    metric: Literal["answer", "label", "number", "boxes", "spans", "tokens", "quantiles"] = "answer"
+    pointer: str = ""
+    """JSON pointer into the answer to the value that is compared (``/label``); empty: the whole answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Traits:
     """How a scenario wants to be served."""
 
@@ -134,6 +143,8 @@ class Traits:
     """Third-party modules that the zygote imports once for all workers (``transformers.models.bert.modeling_bert``). Never plugin code."""
     tolerance: float = 1e-4
     """Largest relative difference allowed between engines and between the stored and the recomputed sample answer."""
+    disagreement: Disagreement = Disagreement()
+    """How the answers of two versions are compared in a rollout: ``Disagreement("label", "/label")``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,9 +44,8 @@ def versions(name: str, history: bool, as_json: bool) -> None:
     if history:
         for entry in record["history"]:
             mark = base.say(" [forced]", "［强制］") if entry["forced"] else ""
-            click.echo(
-                f"{entry['at'][:19]}  {entry['alias']}: {entry['from'] or '-'} -> {entry['to']}  {entry['action']}{mark}  {entry['by']}  {entry['reason']}"
-            )
+            change = f"{entry['from'] or '-'} -> {entry['to'] or '-'}"
+            click.echo(f"{entry['at'][:19]}  {entry['alias']}: {change}  {entry['action']}{mark}  {entry['by']}  {entry['reason']}")
         return
     metric = manifests[numbers[-1]].metric.name
     heads = [
