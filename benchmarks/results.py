@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,14 +44,17 @@ def show(figures: Sequence[Figure]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def write(name: str, figures: Sequence[Figure], packages: Iterable[str] = ()) -> Path:
-    """Merge ``figures`` into the list ``results/<name>.json`` (a figure of the same name is replaced), each with machine, versions and date."""
+def write(name: str, figures: Sequence[Figure], packages: Iterable[str] = (), others: Mapping[str, str] | None = None) -> Path:
+    """Merge ``figures`` into the list ``results/<name>.json`` (a figure of the same name is replaced), each with machine, versions and date.
+
+    ``packages`` are those of this environment, ``others`` the versions of what ran in another.
+    """
     path = FOLDER / f"{name}.json"
     kept = json.loads(path.read_text(encoding="utf8")) if path.is_file() else []
     fresh = {entry["figure"] for entry in figures}
     run = {
         "machine": machine(),
-        "versions": {"python": platform.python_version()} | {p: v for p in packages if (v := _version(p))},
+        "versions": {"python": platform.python_version()} | {p: v for p in packages if (v := _version(p))} | dict(others or {}),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     found = [entry for entry in kept if entry["figure"] not in fresh] + [entry | run for entry in figures]

@@ -1,4 +1,4 @@
-"""All figures of the spine, one benchmark after another: ``make bench-spine``, or ``python -m benchmarks.spine gateway_toy trainer``.
+"""All figures of the spine, one benchmark after another: ``make bench-spine``, or ``python -m benchmarks.spine many_scenarios trainer``.
 
 Each benchmark runs in a process of its own, prints its table and merges its figures into ``benchmarks/results/spine.json``.
 The alternatives that we are measured beside live in ``.venv-bench``, which sees the packages of the main environment.
@@ -11,33 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import results
+from benchmarks import peers, results
 
 ROOT = Path(__file__).parent.parent
-PEERS = ROOT / ".venv-bench"
-BENCHMARKS = ("gateway_toy", "many_scenarios", "trainer", "quality_text", "quality_vision", "quality_chatbot")
-
-
-def make_peers() -> None:
-    """The environment of the alternatives, once; torch and numpy come from the environment that runs this."""
-    python = PEERS / "bin" / "python"
-    stamp = PEERS / ".complete"
-    pins = ROOT / "benchmarks" / "peers.txt"
-    if stamp.is_file() and stamp.read_text() == pins.read_text():
-        return
-    print(f"==> installing the alternatives into {PEERS.name}", flush=True)
-    subprocess.run([sys.executable, "-m", "venv", str(PEERS)], check=True)
-    site = subprocess.run([sys.executable, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True, check=True).stdout.strip()
-    inner = subprocess.run([str(python), "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True, check=True).stdout.strip()
-    # A path file and not --system-site-packages, which would show the base interpreter's packages instead of this environment's.
-    (Path(inner) / "main_environment.pth").write_text(f"{site}\n")
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--requirement", str(pins)], check=True)
-    stamp.write_text(pins.read_text())
+BENCHMARKS = ("many_scenarios", "trainer", "quality_text", "quality_vision", "quality_chatbot")
 
 
 def main() -> int:
     """Run the named benchmarks, or all; the exit status tells whether every one ran to its end."""
-    make_peers()
+    peers.make()
     failed = []
     for name in sys.argv[1:] or BENCHMARKS:
         print(f"\n==> benchmarks.{name}", flush=True)
