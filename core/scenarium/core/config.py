@@ -125,6 +125,10 @@ class ServeConfig(Section):
     """Largest request body."""
     required: bool = False
     """Whether the gateway's /readyz waits for this scenario."""
+    cache_size: int = Field(0, ge=0)
+    """Bytes of answers that the gateway keeps and gives to identical requests; pure scenarios alone. 0: none are kept."""
+    cache_ttl_s: float = Field(300, gt=0)
+    """How long an answer is kept."""
     log_payloads: bool = False
     """Write each request and answer to the log, masked by the installed extensions."""
 

@@ -70,6 +70,11 @@ class Stats:
         self._forward(times[2] * 1e-6)
         self._postprocess(times[3] * 1e-6)
 
+    def shared(self, status: int, seconds: float) -> None:
+        """Count one request that was answered without a worker of its own: its answer was kept, or another had asked for it."""
+        self.outcomes["ok" if status < 400 else "client_error" if status < 500 else "server_error"] += 1
+        self.latency.observe(seconds)
+
     def failed(self, failure: str | None) -> None:
         """Count one request that its worker did not answer."""
         self.outcomes[failure if failure in ("busy", "deadline", "cancelled") else "server_error"] += 1
@@ -124,6 +129,7 @@ class GatewayCollector(Collector):
         families: Iterable[Metric] = (rejected, keys, written, lost, requests, restarts, latency, steps, batches, depth, running, workers, version, state)
         yield from families
         yield from self._jobs()
+        yield from self._caches()
 
     def _jobs(self) -> Iterator[Metric]:
         open_ = GaugeMetricFamily("scenarium_jobs", "Jobs that have not ended", labels=("scenario", "state"))
@@ -136,3 +142,14 @@ class GatewayCollector(Collector):
                 for state in ENDED:
                     ended.add_metric((name, state), jobs.ended[name, state])
         yield from (open_, ended)
+
+    def _caches(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily("scenarium_cache_requests", "Requests to scenarios that keep answers, by what was found", labels=("scenario", "result"))
+        evictions = CounterMetricFamily("scenarium_cache_evictions", "Kept answers that went for want of room, or of age", labels=("scenario",))
+        size = GaugeMetricFamily("scenarium_cache_bytes", "Size of the kept answers", labels=("scenario",))
+        for name, service in self.services.items():
+            for found, count in service.cache.counts.items():
+                requests.add_metric((name, found), count)
+            evictions.add_metric((name,), service.cache.evictions)
+            size.add_metric((name,), service.cache.bytes)
+        yield from (requests, evictions, size)

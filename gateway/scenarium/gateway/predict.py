@@ -19,11 +19,13 @@ from scenarium.gateway import logs, problems
 from scenarium.gateway.admission import ANONYMOUS, UNREAD
 from scenarium.gateway.audit import Entry
 from scenarium.gateway.batching import PRIORITIES, Outcome, Priority, Request
+from scenarium.gateway.cache import Found, digest
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from scenarium.gateway.app import Gateway
+    from scenarium.gateway.cache import Cache
     from scenarium.gateway.services import Service
 
 _COUNT = itertools.count(1)
@@ -225,8 +227,8 @@ class Endpoint:
         """Handle one request of a known scenario."""
         raise NotImplementedError
 
-    def watcher(self, service: Service, request: Request, receive: Receive) -> Any:
-        """A function that starts to watch for the client's leaving."""
+    def watcher(self, service: Service | Cache, request: Request, receive: Receive) -> Any:
+        """A function that starts to watch for the client's leaving, of which ``service`` is told."""
 
         async def watch() -> None:
             while not request.done:
@@ -256,21 +258,31 @@ class Predict(Endpoint):
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         request = call.request(body, now, limit_ms, future.set_result)
         request.key = call.key or (service.route_key and body_key(body, service.route_key)) or ""
-        request.watch = self.watcher(service, request, receive)
-        service.submit(request)
+        found: Found | None = None
+        if config.cache_size:
+            request.watch = self.watcher(service.cache, request, receive)
+            found = service.cache.submit(request, service.served or 0, await digest(body))
+        else:
+            request.watch = self.watcher(service, request, receive)
+            service.submit(request)
         outcome = await future
         if outcome.failure is None:
-            count_answer(service, request, outcome)
+            count_answer(service, request, outcome, found)
             kind = JSON if outcome.status < 400 else PROBLEM
             headers = [kind, (b"x-request-id", call.rid_header), (b"x-scenarium-version", b"%d" % outcome.version)]
+            if found:
+                headers.append((b"x-scenarium-cache", found.encode()))
             await send_body(send, outcome.status, headers, outcome.body)
         else:
             await send_problem(send, failed(service, request, outcome, limit_ms), call, outcome.version)
 
 
-def count_answer(service: Service, request: Request, outcome: Outcome) -> None:
-    """Count a request that its worker answered, with an answer or an error."""
-    service.stats.answered(outcome.status, time.monotonic() - request.entered, request.sent - request.entered, outcome.times)
+def count_answer(service: Service, request: Request, outcome: Outcome, found: Found | None = None) -> None:
+    """Count a request that its worker answered, with an answer or an error; ``found``: as the scenario's cache says."""
+    if found in ("hit", "joined"):
+        service.stats.shared(outcome.status, time.monotonic() - request.entered)
+    else:
+        service.stats.answered(outcome.status, time.monotonic() - request.entered, request.sent - request.entered, outcome.times)
     if outcome.status >= 500:
         logs.event("error", "request_failed", scenario=service.name, request_id=request.ident.decode(), status=outcome.status)
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from scenarium.core.config import ServeConfig
 from scenarium.core.errors import ScenariumError
 from scenarium.core.registry import Registry
-from scenarium.gateway import logs
+from scenarium.gateway import cache, logs
 
 if TYPE_CHECKING:
     from scenarium.gateway.app import Gateway
     from scenarium.gateway.services import Service
 
-AT_ONCE = {"deadline_ms", "queue_size", "max_body_bytes", "max_delay_ms", "required", "hang_s", "probe_s"}
+AT_ONCE = {"deadline_ms", "queue_size", "max_body_bytes", "max_delay_ms", "required", "hang_s", "probe_s", "cache_size", "cache_ttl_s"}
 """Settings of ``serve`` that no worker knows."""
 
 
@@ -54,6 +54,8 @@ async def _change(gateway: Gateway, service: Service, before: Registry, registry
     name = service.name
     try:
         config = registry.serve_config(name)
+        if service.version:
+            cache.check(name, config, service.version.manifest)
     except ScenariumError as fault:
         service.note_fault(fault, "settings_refused")
         return "refused"

@@ -15,8 +15,8 @@ from scenarium.core.manifest import Manifest
 from scenarium.core.registry import Plugin, Registry
 from scenarium.core.store import Store, Version
 from scenarium.core.workers import frames
-from scenarium.gateway import logs
-from scenarium.gateway.batching import Batcher, Outcome, Request
+from scenarium.gateway import cache, logs
+from scenarium.gateway.batching import Batcher, Failure, Outcome, Request
 from scenarium.gateway.generations import Generation, cannot_start
 from scenarium.gateway.links import WorkerLink
 from scenarium.gateway.metrics import Stats
@@ -50,6 +50,8 @@ class Service:
         self.batcher = Batcher(config.queue_size, config.max_delay_ms / 1000)
         self.stats = Stats()
         self.batcher.batch_sizes = self.stats.batch
+        self.cache = cache.Cache(self.submit, self.batcher.cancel, time.monotonic)
+        self.cache.configure(config)
         self.wrong = wrong
         """What is wrong with its settings."""
         self.state: State = "failed" if wrong else "starting"
@@ -93,7 +95,8 @@ class Service:
     def _tick(self) -> None:
         now = time.monotonic()
         self.batcher.sweep(now)
-        for request in self.batcher.requests():
+        self.cache.sweep()
+        for request in (*self.batcher.requests(), *self.cache.requests()):
             if request.watch and now - request.entered >= TICK_S:
                 request.watch()
                 request.watch = None
@@ -112,7 +115,8 @@ class Service:
 
     def answered(self, link: WorkerLink, answer: frames.Answer) -> None:
         rid, status, queue, preprocess, forward, postprocess, body = answer
-        if not self.batcher.answered(link, rid, Outcome(status, body, link.version, (queue, preprocess, forward, postprocess))):
+        failure: Failure | None = "deadline" if status == 504 and not body else None  # as the worker's clock has it
+        if not self.batcher.answered(link, rid, Outcome(status, body, link.version, (queue, preprocess, forward, postprocess), failure)):
             link.probed(rid, status)
 
     def pump(self) -> None:
@@ -161,6 +165,7 @@ class Service:
                     raise plugin.error
                 # Without a number the store says why there is none.
                 version = await asyncio.to_thread(self.store.open, self.name, *(() if number is None else (number,)))
+                cache.check(self.name, self.config, version.manifest)
             except ScenariumError as fault:
                 self._refuse(fault)
                 return
@@ -173,6 +178,7 @@ class Service:
         """Take over changed settings, as far as no worker knows them; for the others ``reload``."""
         self.config = config
         self.batcher.queue_size, self.batcher.max_delay = config.queue_size, config.max_delay_ms / 1000
+        self.cache.configure(config)
 
     async def reload(self, number: int) -> None:
         """Load ``number`` anew though it is served already: the plugin's source or the workers' settings changed."""
@@ -199,6 +205,7 @@ class Service:
             if link.serving:
                 self.batcher.add(link, time.monotonic())
         self.spawn(old.close(self._patience()))
+        asyncio.get_running_loop().call_soon(self.cache.clear)  # right after the old workers were given their last
         logs.event("info", "version_served", scenario=self.name, version=version.number, before=old.version.number)
 
     def _patience(self) -> float:
