@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 from scenarium.core.settings import DESCRIBED
 from scenarium.core.settings import Origin as Origin
@@ -124,7 +124,9 @@ class ServeConfig(Section):
     max_body_bytes: int = Field(16 * 1024 * 1024, gt=0)
     """Largest request body."""
     required: bool = False
-    """Whether the gateway's /readyz waits for this scenario."""
+    """Whether the gateway's /readyz waits for this scenario. It is kept warm."""
+    keep_warm: bool = False
+    """Whether it always has workers, however short memory is (`gateway.memory_budget`)."""
     cache_size: int = Field(0, ge=0)
     """Bytes of answers that the gateway keeps and gives to identical requests; pure scenarios alone. 0: none are kept."""
     cache_ttl_s: float = Field(300, gt=0)
@@ -171,6 +173,8 @@ class GatewayConfig(Section):
     """Largest request line and headers together; larger ends with 431."""
     max_connections: int = Field(4096, gt=0)
     """Connections at once; one more is answered with 503 and closed."""
+    memory_budget: ByteSize | None = Field(None, gt=0)
+    """Bytes (`4GiB`, `500MB`) that the gateway and its workers may use; scenarios come and go within. None: 80 % of a container's limit, else no budget."""
     jobs: str | None = "jobs.sqlite"
     """File of the jobs of this gateway; a relative path lies beside `scenarios.toml`. None: no jobs."""
     job_deadline_s: float = Field(3600.0, gt=0)

@@ -45,6 +45,8 @@ def add_routes(app: FastAPI, gateway: Gateway, reply: Reply) -> None:
             "uptime_s": round(time.time() - BEGAN),
             "clock_s": time.monotonic(),
             "memory_mb": memory[os.getpid()],
+            "memory_used_mb": round(gateway.memory.used / 2**20, 1),
+            "memory_budget_mb": gateway.memory.budget and round(gateway.memory.budget / 2**20, 1),
             "draining": gateway.draining,
         }
         return reply(request, {"gateway": about | {"clock_s": time.monotonic()}, "latency_bounds_s": LATENCY_S, "scenarios": found})
@@ -74,6 +76,8 @@ def service_status(service: Service, lang: str) -> dict[str, Any]:
         "outcomes": stats.outcomes,
         "latency_counts": stats.latency.counts,
         "restarts": stats.restarts,
+        "evictions": service.memory.evictions[service.name],
+        "loads_on_demand": service.memory.loads[service.name],
         "last_fault": fault and {"at": fault["at"], "event": fault["event"], "error": fault[lang]},
         "error": service.fault and service.fault.problem(lang),
     }

@@ -23,6 +23,7 @@ from scenarium.gateway.audit import Audit
 from scenarium.gateway.bulk import Bulk
 from scenarium.gateway.job_routes import Submit
 from scenarium.gateway.jobs import Jobs
+from scenarium.gateway.memory import Memory, budget_of, keeps
 from scenarium.gateway.predict import Predict
 from scenarium.gateway.services import Service, zygote_kind
 from scenarium.gateway.stream import Stream
@@ -45,6 +46,7 @@ class Gateway:
         self.store = store
         self.config = config
         self.services: dict[str, Service] = {}
+        self.memory = Memory(budget_of(config.memory_budget), self.services)
         self.admission = Admission(config, registry.settings)
         self.audit: Audit | None = None
         self.jobs = Jobs(self)
@@ -94,11 +96,10 @@ class Gateway:
         for service in self.services.values():
             service.share = max(1, cores() // max(1, busy))
         await asyncio.to_thread(self._preload, numbers)
-        for name, service in self.services.items():
-            if service.wrong is None:
-                self.spawn(service.load(numbers[name]))
+        self.spawn(self._load(numbers))
         self.spawn(self._poll())
         self.spawn(watchdog.watch(self.services))
+        self.spawn(self.memory.watch())
         self.spawn(self.admission.follow())
         self.spawn(self.jobs.follow())
         self.started = True
@@ -128,7 +129,7 @@ class Gateway:
             config = self.registry.serve_config(name)
         except ScenariumError as fault:
             config, wrong = ServeConfig(), fault
-        return Service(name, plugin, config, self.registry, self.store, self.nursery, wrong)
+        return Service(name, plugin, config, self.registry, self.store, self.nursery, self.memory, wrong)
 
     def spawn(self, work: Any) -> None:
         """Run something beside, until the gateway stops."""
@@ -164,6 +165,12 @@ class Gateway:
         task = asyncio.create_task(service.close(self.drain_s))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
+
+    async def _load(self, numbers: dict[str, int | None]) -> None:
+        """Load every scenario; those that are kept warm first, since there may be no room for all."""
+        for warm in (True, False):
+            services = [service for service in self.services.values() if service.wrong is None and keeps(service) == warm]
+            await asyncio.gather(*(service.load(numbers[service.name]) for service in services))
 
     def _preload(self, numbers: dict[str, int | None]) -> None:
         """Tell the zygotes what the versions' workers share, before the first fork."""

@@ -155,8 +155,8 @@ def _add_scenarios(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/scenarios/{name}/ready")
     async def scenario_ready(request: Request, name: str) -> Response:
         service = gateway.service(name)
-        if service.ready and not gateway.draining:
-            return _json(request, {"status": "ready", "version": service.served})
+        if (service.ready or service.state == "idle") and not gateway.draining:
+            return _json(request, {"status": service.state, "version": service.served})
         return _json(request, {"status": service.state, "error": service.fault and service.fault.problem(Call(request.scope["headers"]).language)}, 503)
 
 

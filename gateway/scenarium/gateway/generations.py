@@ -34,6 +34,7 @@ class Generation:
         self.first: asyncio.Future[ScenariumError | None] = asyncio.get_running_loop().create_future()
         """The fault of the first start, or None when a worker is ready."""
         self.deaths: deque[float] = deque()
+        service.memory.started(self)
         self.tasks = [asyncio.create_task(self._keep()) for _ in range(service.config.workers)]
 
     @property
@@ -54,6 +55,7 @@ class Generation:
             await link.end()
         for task in late:
             task.cancel()
+        self.service.memory.ended(self)
 
     async def _keep(self) -> None:
         """Have one worker, always: start it, wait for its end, wait longer each time it fails."""

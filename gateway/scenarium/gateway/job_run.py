@@ -201,7 +201,7 @@ class Run:
             self.requests.discard(request)
         if self.cancelled:
             raise Cancelled
-        if outcome.failure in ("stopped", "busy") or (outcome.failure == "died" and part):
+        if outcome.failure in ("stopped", "busy", "memory") or (outcome.failure == "died" and part):
             raise Interrupted
         return outcome
 

@@ -187,7 +187,7 @@ class Jobs:
         for name, waiting in self.waiting.items():
             service = self.gateway.services.get(name)
             runs = self.running.setdefault(name, {})
-            while waiting and service and service.version and service.state == "ready" and len(runs) < self.config.jobs_at_once:
+            while waiting and service and service.version and service.state in ("ready", "idle") and len(runs) < self.config.jobs_at_once:
                 ident = waiting.popleft()
                 runs[ident] = Run(service, self.gateway.admission, self.config.max_job_bytes)
                 task = asyncio.create_task(self._run(ident, runs[ident]))
@@ -198,6 +198,7 @@ class Jobs:
         """One job, from when it leaves the queue to what the file says of its end."""
         assert self.file
         name = run.service.name
+        run.service.pins += 1
         try:
             begun = await self._written(self.file.begin, ident, run.pure)
             if begun is None:
@@ -221,6 +222,7 @@ class Jobs:
         except ScenariumError as fault:  # the gateway ends, and the file cannot be written: the next one finds the job running
             self._tell(fault)
         finally:
+            run.service.pins -= 1
             del self.running[name][ident]
             self._begin_some()
 

@@ -77,7 +77,7 @@ class Stats:
 
     def failed(self, failure: str | None) -> None:
         """Count one request that its worker did not answer."""
-        self.outcomes[failure if failure in ("busy", "deadline", "cancelled") else "server_error"] += 1
+        self.outcomes[failure if failure in ("busy", "deadline", "cancelled") else "busy" if failure == "memory" else "server_error"] += 1
 
 
 class GatewayCollector(Collector):
@@ -112,7 +112,7 @@ class GatewayCollector(Collector):
             depth.add_metric((name,), service.batcher.depth)
             running.add_metric((name,), service.batcher.live)
             workers.add_metric((name,), sum(link.serving for link in service.links()))
-            version.add_metric((name,), service.current.version.number if service.current else 0)
+            version.add_metric((name,), service.served or 0)
             for value in STATES:
                 state.add_metric((name, value), float(service.state == value))
         rejected = CounterMetricFamily("scenarium_rejected", "Requests that no scenario saw, by reason", labels=("reason",))
@@ -130,6 +130,7 @@ class GatewayCollector(Collector):
         yield from families
         yield from self._jobs()
         yield from self._caches()
+        yield from self._memory()
 
     def _jobs(self) -> Iterator[Metric]:
         open_ = GaugeMetricFamily("scenarium_jobs", "Jobs that have not ended", labels=("scenario", "state"))
@@ -153,3 +154,20 @@ class GatewayCollector(Collector):
             evictions.add_metric((name,), service.cache.evictions)
             size.add_metric((name,), service.cache.bytes)
         yield from (requests, evictions, size)
+
+    def _memory(self) -> Iterator[Metric]:
+        evictions = CounterMetricFamily("scenarium_evictions", "Times that a scenario's workers were ended to make room for others", labels=("scenario",))
+        loads = CounterMetricFamily("scenarium_loads_on_demand", "Times that a request found the scenario idle and loaded it", labels=("scenario",))
+        held = GaugeMetricFamily("scenarium_memory_bytes", "Private memory of the scenario's workers when it was last measured", labels=("scenario",))
+        used = GaugeMetricFamily("scenarium_memory_used_bytes", "Memory of the gateway and all its processes, and what is promised to those that load")
+        budget = GaugeMetricFamily("scenarium_memory_budget_bytes", "What they may use; absent where there is no budget")
+        if self.gateway:
+            memory = self.gateway.memory
+            for name in self.services:
+                evictions.add_metric((name,), memory.evictions[name])
+                loads.add_metric((name,), memory.loads[name])
+                held.add_metric((name,), memory.held(name))
+            used.add_metric((), memory.used)
+            if memory.budget is not None:
+                budget.add_metric((), memory.budget)
+        yield from (evictions, loads, held, used, budget)

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from scenarium.core.errors import ScenariumError
+from scenarium.gateway import memory
 from scenarium.gateway.batching import Outcome
 
 if TYPE_CHECKING:
@@ -32,4 +33,6 @@ def of_failure(service: Service, outcome: Outcome, deadline_ms: float) -> Scenar
         return ScenariumError("SCN-4009", name=name)
     if outcome.failure == "slow":
         return ScenariumError("SCN-4017")
+    if outcome.failure == "memory":
+        return ScenariumError(memory.NOT_NOW, name=name)
     return service.fault or ScenariumError("SCN-4013")

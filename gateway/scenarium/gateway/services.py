@@ -19,11 +19,12 @@ from scenarium.gateway import cache, logs
 from scenarium.gateway.batching import Batcher, Failure, Outcome, Request
 from scenarium.gateway.generations import Generation, cannot_start
 from scenarium.gateway.links import WorkerLink
+from scenarium.gateway.memory import Memory
 from scenarium.gateway.metrics import Stats
 from scenarium.gateway.zygotes import Nursery
 
-State = Literal["untrained", "starting", "ready", "failed", "stopped"]
-STATES: tuple[State, ...] = ("untrained", "starting", "ready", "failed", "stopped")
+State = Literal["untrained", "starting", "ready", "idle", "failed", "stopped"]
+STATES: tuple[State, ...] = ("untrained", "starting", "ready", "idle", "failed", "stopped")
 
 NOT_TRAINED = ("SCN-4004", "SCN-5010")
 """Nothing is trained yet, or nothing reached its floor: no fault, but nothing to serve."""
@@ -37,7 +38,15 @@ class Service:
     """One scenario as the gateway serves it."""
 
     def __init__(
-        self, name: str, plugin: str, config: ServeConfig, registry: Registry, store: Store, nursery: Nursery, wrong: ScenariumError | None = None
+        self,
+        name: str,
+        plugin: str,
+        config: ServeConfig,
+        registry: Registry,
+        store: Store,
+        nursery: Nursery,
+        memory: Memory,
+        wrong: ScenariumError | None = None,
     ) -> None:
         self.name = name
         self.plugin = plugin
@@ -45,6 +54,7 @@ class Service:
         self.registry = registry
         self.store = store
         self.nursery = nursery
+        self.memory = memory
         self.share = 1
         """Threads of a worker where the settings name none."""
         self.batcher = Batcher(config.queue_size, config.max_delay_ms / 1000)
@@ -65,6 +75,10 @@ class Service:
         """Number of the version that was last loaded, or refused."""
         self.lines: deque[dict[str, Any]] = deque(maxlen=KEPT_LINES)
         """What its workers printed lately."""
+        self.used = 0.0
+        """When a request came last (``time.monotonic``)."""
+        self.pins = 0
+        """How many hold its workers where no request of theirs may be open: it is not evicted."""
         self._lines = 0
         self._ticking: asyncio.TimerHandle | None = None
         self._loading = asyncio.Lock()
@@ -85,6 +99,9 @@ class Service:
     def submit(self, request: Request) -> None:
         """Take a request in. It ends by its ``resolve``."""
         self.batcher.submit(request, request.entered)
+        self.used = request.entered
+        if self.state == "idle":
+            self.memory.wake(self)
         if self._ticking is None and not request.done:
             self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
@@ -142,21 +159,28 @@ class Service:
             self.state = "starting"
         self.batcher.lost(link, time.monotonic())
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something beside."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _serving(self, dead: WorkerLink) -> bool:
         return any(link is not dead and link.serving for link in self.links())
 
     # ── versions ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def load(self, number: int | None) -> None:
-        """Serve ``number`` (None: nothing is trained), beside the old version until a worker of the new one is ready."""
+    @property
+    def loading(self) -> bool:
+        """Whether a version is on its way."""
+        return self._loading.locked()
+
+    async def load(self, number: int | None, wake: bool = False) -> None:
+        """Serve ``number`` (None: nothing is trained), beside the old version until a worker of the new one is ready.
+        ``wake``: an idle scenario is to have workers; else it stays idle, and knows the new version."""
         async with self._loading:
-            if number == self.tried and number is not None:
+            if number == self.tried and number is not None and not wake:
                 return
             self.tried = number
             try:
@@ -172,7 +196,8 @@ class Service:
             except Exception as fault:
                 self._refuse(cannot_start(self.name, f"{type(fault).__name__}: {fault}", f"{type(fault).__name__}: {fault}"))
                 return
-            await self._flip(version, plugin)
+            if await self.memory.admit(self, version, wake):
+                await self._flip(version, plugin)
 
     def configure(self, config: ServeConfig) -> None:
         """Take over changed settings, as far as no worker knows them; for the others ``reload``."""
@@ -204,11 +229,11 @@ class Service:
         for link in generation.links:
             if link.serving:
                 self.batcher.add(link, time.monotonic())
-        self.spawn(old.close(self._patience()))
+        self.spawn(old.close(self.patience()))
         asyncio.get_running_loop().call_soon(self.cache.clear)  # right after the old workers were given their last
         logs.event("info", "version_served", scenario=self.name, version=version.number, before=old.version.number)
 
-    def _patience(self) -> float:
+    def patience(self) -> float:
         """Seconds until the last deadline of what is open has passed; a job's may be far."""
         now = time.monotonic()
         return max((request.deadline for request in self.batcher.requests()), default=now) - now + 5
@@ -219,9 +244,11 @@ class Service:
         if self.current is None:
             self.fault = fault
             self.state = "untrained" if fault.code in NOT_TRAINED else "failed"
+            self.batcher.stop()
 
     def joined(self, generation: Generation, link: WorkerLink) -> None:
         """A worker is ready."""
+        self.memory.joined(generation)
         logs.event("info", "worker_ready", scenario=self.name, version=link.version, pid=link.process.pid, load_ms=link.load_ms)
         if generation is self.current:
             self.state, self.fault = "ready", None
