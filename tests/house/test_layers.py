@@ -50,6 +50,18 @@ def test_parts_import_only_what_they_may(part: str) -> None:
     assert wrong == []
 
 
+def test_only_the_commands_and_dev_import_the_conformance_kit() -> None:
+    users = {
+        str(file.relative_to(ROOT))
+        for part in ("core", "training", "gateway")
+        for file in PARTS[part].rglob("*.py")
+        if "kit" not in file.parent.parts
+        for _, module, _ in imports(file)
+        if module.startswith("scenarium.core.kit")
+    }
+    assert users == {"core/scenarium/core/cli/kit.py", "gateway/scenarium/gateway/dev.py"}
+
+
 def test_core_and_gateway_import_nothing_heavy_at_the_top() -> None:
     wrong = [
         f"{file.relative_to(ROOT)}:{line} imports {module}"

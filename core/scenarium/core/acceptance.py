@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from pydantic import ValidationError
 
+from scenarium.core.difference import difference
 from scenarium.core.errors import ScenariumError, Words
-from scenarium.core.kit.compare import difference
 from scenarium.core.manifest import Manifest
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
+from scenarium.core.difference import difference
 from scenarium.core.engines import open_engine
 from scenarium.core.errors import ScenariumError
-from scenarium.core.kit.compare import difference
 from scenarium.core.runtime import Runtime
 from scenarium.core.types import Batch, Row
 

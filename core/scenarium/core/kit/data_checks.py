@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 import numpy as np
 
+from scenarium.core.difference import difference
 from scenarium.core.errors import ScenariumError
 from scenarium.core.kit.checks import NotApplicable, check
-from scenarium.core.kit.compare import difference
 from scenarium.core.kit.plugin_checks import signature_of
 from scenarium.core.kit.subject import Subject
 from scenarium.core.types import Field, Origin, Row, TensorSpec

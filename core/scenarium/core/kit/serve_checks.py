@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from scenarium.core.difference import difference
 from scenarium.core.errors import ScenariumError
 from scenarium.core.kit.bad import bad_bodies
 from scenarium.core.kit.checks import NotApplicable, check, raised
 from scenarium.core.kit.child import Report, run_child
-from scenarium.core.kit.compare import difference
 from scenarium.core.kit.data_checks import agrees
 from scenarium.core.kit.subject import Subject
 from scenarium.core.kit.train_checks import outputs

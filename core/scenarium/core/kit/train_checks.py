@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from scenarium.core.difference import difference
 from scenarium.core.errors import ScenariumError
 from scenarium.core.kit.checks import NotApplicable, check
-from scenarium.core.kit.compare import difference
 from scenarium.core.kit.probe import Killed
 from scenarium.core.kit.subject import STEPS, Subject
 from scenarium.core.runtime import Runtime
