@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scenarium.core.text import buckets, hash_word, hash_words, join_hashes, normal, shape, shift, tokenize
+from scenarium.core.text import buckets, feature_buckets, hash_word, hash_words, join_hashes, neighbours, normal, shape, shift, tokenize
 
 
 @given(st.text())
@@ -56,3 +56,19 @@ def test_buckets_are_even() -> None:
     assert spread[0] == 0  # stands for none
     assert spread[1:].min() > 120
     assert spread[1:].max() < 290
+
+
+def test_both_ends_of_a_text_are_neighbours() -> None:
+    words = hash_words(["a", "b"])
+    before, after = neighbours(words)
+    assert before.tolist() == [1, words[0]]
+    assert after.tolist() == [words[1], 1]
+
+
+def test_kinds_of_features_have_buckets_of_their_own() -> None:
+    words = hash_words(["a", "b"])
+    found = feature_buckets([words, words, np.zeros_like(words)], 1 << 16)
+    assert found.dtype == np.int32
+    assert found.shape == (2, 3)
+    assert (found[:, 0] != found[:, 1]).all()
+    assert found[:, 2].tolist() == [0, 0]  # none stays none

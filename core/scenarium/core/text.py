@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -97,3 +98,15 @@ def shift(hashes: np.ndarray, by: int) -> np.ndarray:
     else:
         moved[:] = hashes
     return moved
+
+
+def neighbours(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The hashes of the token before and of the token after each; both ends of the text count as a word, so "begins with" is a feature too."""
+    before, after = shift(hashes, -1), shift(hashes, 1)
+    before[0] = after[-1] = np.uint64(1)
+    return before, after
+
+
+def feature_buckets(kinds: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """Kinds of features, each the hashes of all tokens, as ``int32 [tokens, kinds]``; the same hash of two kinds has two buckets."""
+    return buckets(np.stack([join_hashes(np.full_like(hashes, kind + 1), hashes) for kind, hashes in enumerate(kinds)], 1), size)

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from scenarium.core.text import Tokens, buckets, hash_word, hash_words, join_hashes, normal, shape, shift
+from scenarium.core.text import Tokens, buckets, feature_buckets, hash_word, hash_words, join_hashes, neighbours, normal, shape, shift
 
 WORDS = 6
 """N-grams of tokens: the token itself, with either neighbour, with both, its way of writing, and that of all three."""
@@ -27,9 +27,7 @@ def ids(tokens: Tokens, size: int) -> np.ndarray:
         return np.zeros((1, KINDS), np.int32)
     words = [normal(word) for word in tokens.words]
     one, form = hash_words(words), hash_words([shape(word) for word in tokens.words])
-    before, after = shift(one, -1), shift(one, 1)
-    # Both ends of the text count as a word, so that "begins with" is a feature too.
-    before[0] = after[-1] = np.uint64(1)
+    before, after = neighbours(one)
     kinds = (
         one,
         join_hashes(before, one),
@@ -38,8 +36,7 @@ def ids(tokens: Tokens, size: int) -> np.ndarray:
         form,
         join_hashes(shift(form, -1), form, shift(form, 1)),
     )
-    salted = [join_hashes(np.full_like(column, kind + 1), column) for kind, column in enumerate(kinds)]
-    return np.concatenate([buckets(np.stack(salted, 1), size), buckets(np.stack([_letters(word) for word in words]), size)], 1)
+    return np.concatenate([feature_buckets(kinds, size), buckets(np.stack([_letters(word) for word in words]), size)], 1)
 
 
 def shares(found: np.ndarray) -> np.ndarray:

@@ -303,16 +303,6 @@ def test_the_baseline_learns() -> None:
     assert 0.6 < baseline.metrics["macro_f1"] <= 1
 
 
-def test_training_and_export_sum_the_same_rows() -> None:
-    import torch
-
-    from scenarium_fraud_text.network import added
-
-    table = torch.nn.Embedding(50, 6)
-    ids, weights = torch.randint(0, 50, (2, 5, 4)), torch.rand(2, 5, 4)
-    torch.testing.assert_close(added(table.train(), ids, weights), added(table.eval(), ids, weights))
-
-
 def test_an_n_gram_counts_once_a_text() -> None:
     found = features.ids(tokenize("钱钱钱 a"), 1 << 16)
     shares = features.shares(found)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scenarium.core.text import Tokens, buckets, hash_words, join_hashes, normal, shape, shift
+from scenarium.core.text import Tokens, feature_buckets, hash_words, join_hashes, neighbours, normal, shape, shift
 
 KINDS = 14
 """Ids of one token."""
@@ -23,8 +23,7 @@ def ids(tokens: Tokens, marks: Sequence[str], size: int) -> np.ndarray:
         return np.zeros((1, KINDS), np.int32)
     words = [normal(word) for word in tokens.words]
     one, form = hash_words(words), hash_words([shape(word) for word in tokens.words])
-    before, after = shift(one, -1), shift(one, 1)
-    before[0] = after[-1] = np.uint64(1)
+    before, after = neighbours(one)
     known = hash_words(list(marks))
     parts = [_parts(words, length) for length in (2, 3, 4)]
     kinds = (
@@ -38,8 +37,7 @@ def ids(tokens: Tokens, marks: Sequence[str], size: int) -> np.ndarray:
         join_hashes(shift(known, -1), known, shift(known, 1)),
         *(part for pair in parts for part in pair),
     )
-    salted = [join_hashes(np.full_like(column, kind + 1), column) for kind, column in enumerate(kinds)]
-    return np.stack([buckets(column, size) for column in salted], 1)
+    return feature_buckets(kinds, size)
 
 
 def _parts(words: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scenarium.training.bags import added
+
 DILATIONS = (1, 2, 4, 8, 1)
 REACH = sum(DILATIONS)
 """Tokens on each side that a token's logits can depend on."""
@@ -53,16 +55,3 @@ def around(x: Tensor, reach: int) -> Tensor:
     wide = functional.pad(x, (0, 0, reach, reach))
     tokens = x.shape[1]
     return torch.cat([wide[:, :tokens], x, wide[:, 2 * reach :]], -1)
-
-
-def added(table: nn.Embedding, ids: Tensor, weights: Tensor) -> Tensor:
-    """Sum of the rows ``ids`` of ``table`` times ``weights``, both [rows, tokens, kinds] → [rows, tokens, width].
-
-    Training uses the fused kernel, which never holds a row a kind (measured: half the time of a step); exports have no such
-    operator and gather.
-    """
-    if table.training:
-        flat = functional.embedding_bag(ids.flatten(0, 1), table.weight, mode="sum", per_sample_weights=weights.flatten(0, 1))
-        return flat.view(*ids.shape[:2], -1)
-    gathered: Tensor = (table(ids) * weights.unsqueeze(-1)).sum(2)
-    return gathered

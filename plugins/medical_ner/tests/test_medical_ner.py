@@ -248,13 +248,3 @@ def test_dictionaries_become_terms(tmp_path: Path) -> None:
     english = records.read_english([path])
     assert not any("unspecified" in row["text"].lower() for row in english)
     assert {e["label"] for row in english for e in row["entities"]} == {"disease", "symptom", "drug", "test"}
-
-
-def test_training_and_export_sum_the_same_rows() -> None:
-    import torch
-
-    from scenarium_medical_ner.network import added
-
-    table = torch.nn.Embedding(50, 6)
-    ids, weights = torch.randint(0, 50, (2, 5, 4)), torch.rand(2, 5, 4)
-    torch.testing.assert_close(added(table.train(), ids, weights), added(table.eval(), ids, weights))
