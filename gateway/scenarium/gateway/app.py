@@ -16,7 +16,8 @@ from starlette.routing import Mount
 from scenarium.core.config import GatewayConfig, ServeConfig
 from scenarium.core.errors import ScenariumError
 from scenarium.core.registry import Registry
-from scenarium.core.store import PRODUCTION, Store
+from scenarium.core.rollouts import Standing, standing
+from scenarium.core.store import Store
 from scenarium.gateway import cold, logs, reloading, watchdog
 from scenarium.gateway.admission import Admission
 from scenarium.gateway.audit import Audit
@@ -26,6 +27,7 @@ from scenarium.gateway.jobs import Jobs
 from scenarium.gateway.memory import Memory, budget_of, keeps
 from scenarium.gateway.predict import Predict
 from scenarium.gateway.services import Service, zygote_kind
+from scenarium.gateway.rollouts import Rollouts
 from scenarium.gateway.stream import Stream
 from scenarium.gateway.zygotes import Nursery
 
@@ -55,6 +57,7 @@ class Gateway:
         """Reads the settings and what is installed anew."""
         self.started = False
         self.draining = False
+        self.rollouts = Rollouts(self.services)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reloading = asyncio.Lock()
         self._leaving: set[asyncio.Task[None]] = set()
@@ -108,7 +111,8 @@ class Gateway:
         """Wait for nothing any more: whatever is open ends now with an error."""
         self.drain_s = 0.0
         for service in self.services.values():
-            service.batcher.stop()
+            for side in reversed(service.sides()):  # what production may run again is handed to it
+                side.batcher.stop()
 
     async def stop(self) -> None:
         """Finish what is open, then end every worker and zygote."""
@@ -144,7 +148,7 @@ class Gateway:
     def number(self, name: str) -> int | None:
         """The production version of a scenario; None too where its alias file is damaged, which ``load`` tells."""
         try:
-            number: int | None = self.store.aliases(name)["aliases"].get(PRODUCTION)
+            return standing(self.store, name)
         except ScenariumError:
             return None
         return number
@@ -168,6 +172,9 @@ class Gateway:
 
     async def _load(self, numbers: dict[str, int | None]) -> None:
         """Load every scenario; those that are kept warm first, since there may be no room for all."""
+        return self._standing(name).production
+
+    def _standing(self, name: str) -> Standing:
         for warm in (True, False):
             services = [service for service in self.services.values() if service.wrong is None and keeps(service) == warm]
             await asyncio.gather(*(service.load(numbers[service.name]) for service in services))
@@ -184,18 +191,18 @@ class Gateway:
             self.nursery.want(zygote_kind(self.services[name].config, manifest), manifest.preload)
 
     async def _poll(self) -> None:
-        """Notice promoted versions, newly installed packages, and what workers left behind."""
+        """Notice promoted versions, rollouts, newly installed packages, and what workers left behind."""
         while True:
             await asyncio.sleep(POLL_S)
             self.nursery.reap()
             try:
-                numbers = await asyncio.to_thread(self._numbers)
+                found = await asyncio.to_thread(lambda: {name: self._standing(name) for name in list(self.services)})
             except Exception as fault:
                 logs.event("warning", "store_unreadable", reason=f"{type(fault).__name__}: {fault}")
                 continue
             self.nursery.refresh()
-            for name, number in numbers.items():
-                service = self.services.get(name)
+            for name, at in found.items():
+                service, number = self.services.get(name), at.production
                 if service and number is not None and number != service.tried and service.wrong is None:
                     self.spawn(service.load(number))
 
@@ -222,6 +229,7 @@ class App(Starlette):
     hot: dict[str, ASGIApp]
     """What follows ``/scenarios/{name}/`` to its endpoint."""
 
+                self.rollouts.follow(name, at)
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith(PREFIX):
             name, _, rest = scope["path"][len(PREFIX) :].partition("/")

@@ -67,6 +67,13 @@ class Slot(Protocol):
 
 class Request:
     """One request in the gateway."""
+class Home(Protocol):
+    """Where a request lies: a queue, or what stands for one."""
+
+    def cancel(self, request: Request, failure: Failure = "cancelled") -> None:
+        """End it without an answer."""
+
+
 
     __slots__ = (
         "body",
@@ -76,6 +83,7 @@ class Request:
         "entered",
         "ident",
         "key",
+        "home",
         "language",
         "priority",
         "queued",
@@ -108,6 +116,8 @@ class Request:
         """Takes the parts of a streamed answer; None: one answer."""
         self.slot: _Worker | None = None
         self.suspect = False
+        self.home: Home | None = None
+        """What it was submitted to, and where it is cancelled."""
         self.queued = False
         self.done = False
         self.watch: Callable[[], None] | None = None
@@ -172,6 +182,7 @@ class Batcher:
     def cancel(self, request: Request, failure: Failure = "cancelled") -> None:
         """End a request without an answer: its client left, or its deadline passed."""
         if request.done:
+        request.home = self
             return
         worker = request.slot
         self._end(request, Outcome(0, b"", failure=failure))

@@ -116,8 +116,7 @@ class _Work:
         try:
             outcome = await future
         except asyncio.CancelledError:
-            if request.queued or request.slot:
-                service.cancel(request)
+            service.cancel(request)
             raise
         if outcome.failure is None:
             count_answer(service, request, outcome)

@@ -66,7 +66,7 @@ class Run:
         self.closing = True
         if self._halted:
             for request in [request for request in self.requests if not request.sent]:
-                self.service.batcher.cancel(request, "stopped")
+                self.service.cancel(request, "stopped")
 
     def stop(self) -> None:
         """The gateway's time is up."""
@@ -79,7 +79,7 @@ class Run:
 
     def _stop(self, failure: Failure) -> None:
         for request in list(self.requests):
-            self.service.batcher.cancel(request, failure)
+            self.service.cancel(request, failure)
 
     async def end_of(self, job: Job, body: bytes) -> End:
         """Run it.

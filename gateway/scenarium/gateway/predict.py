@@ -261,7 +261,7 @@ class Predict(Endpoint):
         found: Found | None = None
         if config.cache_size:
             request.watch = self.watcher(service.cache, request, receive)
-            found = service.cache.submit(request, service.served or 0, await digest(body))
+            found = service.cache.submit(request, service.version_for(request), await digest(body))
         else:
             request.watch = self.watcher(service, request, receive)
             service.submit(request)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from scenarium.core.config import ServeConfig
 from scenarium.core.errors import ScenariumError
@@ -22,6 +22,9 @@ from scenarium.gateway.links import WorkerLink
 from scenarium.gateway.memory import Memory
 from scenarium.gateway.metrics import Stats
 from scenarium.gateway.zygotes import Nursery
+
+if TYPE_CHECKING:
+    from scenarium.gateway.rollouts import Trial
 
 State = Literal["untrained", "starting", "ready", "idle", "failed", "stopped"]
 STATES: tuple[State, ...] = ("untrained", "starting", "ready", "idle", "failed", "stopped")
@@ -60,8 +63,10 @@ class Service:
         self.batcher = Batcher(config.queue_size, config.max_delay_ms / 1000)
         self.stats = Stats()
         self.batcher.batch_sizes = self.stats.batch
-        self.cache = cache.Cache(self.submit, self.batcher.cancel, time.monotonic)
+        self.cache = cache.Cache(self.submit, self.cancel, time.monotonic)
         self.cache.configure(config)
+        self.queued: Callable[[Request], None] | None = None
+        """Told of the wait in the queue, where traces are sent."""
         self.wrong = wrong
         """What is wrong with its settings."""
         self.state: State = "failed" if wrong else "starting"
@@ -71,6 +76,8 @@ class Service:
         self.current: Generation | None = None
         self.version: Version | None = None
         """The version that is served, or would be."""
+        self.trial: Trial | None = None
+        """The rollout that runs beside."""
         self.tried: int | None = None
         """Number of the version that was last loaded, or refused."""
         self.lines: deque[dict[str, Any]] = deque(maxlen=KEPT_LINES)
@@ -98,16 +105,30 @@ class Service:
 
     def submit(self, request: Request) -> None:
         """Take a request in. It ends by its ``resolve``."""
-        self.batcher.submit(request, request.entered)
+        if self.trial is None or not self.trial.takes(request):
+            self.enqueue(request, request.entered)
+
+    def enqueue(self, request: Request, now: float) -> None:
+        """Take a request in for this service's own workers."""
+        self.batcher.submit(request, now)
         self.used = request.entered
         if self.state == "idle":
             self.memory.wake(self)
         if self._ticking is None and not request.done:
             self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
-    def cancel(self, request: Request) -> None:
+    def cancel(self, request: Request, failure: Failure = "cancelled") -> None:
         """Nobody waits for this request any more."""
-        self.batcher.cancel(request)
+        if request.home:
+            request.home.cancel(request, failure)
+
+    def version_for(self, request: Request) -> int:
+        """The version whose workers a request would go to now; 0: none. ``Outcome.version`` is the one that answered."""
+        return self.trial.version if self.trial and self.trial.chosen(request) else self.served or 0
+
+    def sides(self) -> list[Service]:
+        """Itself, and the candidate of its rollout."""
+        return [self, self.trial.candidate] if self.trial else [self]
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -144,7 +165,7 @@ class Service:
 
     def logged(self, link: WorkerLink, rid: int, entry: dict[str, Any]) -> None:
         request = self.batcher.find(link, rid)
-        logs.event("info", "payload", scenario=self.name, request_id=request.ident.decode() if request else None, **entry)
+        logs.event("info", "payload", scenario=self.name, **(request.about() if request else {}), **entry)
 
     def said(self, link: WorkerLink, line: str) -> None:
         self._lines += 1
@@ -204,10 +225,14 @@ class Service:
         self.config = config
         self.batcher.queue_size, self.batcher.max_delay = config.queue_size, config.max_delay_ms / 1000
         self.cache.configure(config)
+        if self.trial:
+            self.trial.candidate.configure(config)
 
     async def reload(self, number: int) -> None:
         """Load ``number`` anew though it is served already: the plugin's source or the workers' settings changed."""
         self.tried = None
+        if self.trial:
+            self.trial.reload()
         await self.load(number)
 
     async def _flip(self, version: Version, plugin: Plugin) -> None:
@@ -297,11 +322,14 @@ class Service:
             "folder": str(version.folder),
             "device": self.config.device,
             "threads": threads,
+            "tracing": self.nursery.tracing,
         }
 
     async def close(self, timeout: float) -> None:
         """Let open requests finish, then end the workers."""
         until = time.monotonic() + timeout
+        if self.trial:
+            await self.trial.close(timeout)
         while self.batcher.live and time.monotonic() < until:
             await asyncio.sleep(0.02)
         self.state, self.fault = "stopped", ScenariumError("SCN-4013")

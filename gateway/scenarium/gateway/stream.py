@@ -42,7 +42,7 @@ class Parts:
         self.waiting.append(chunk)
         self.size += len(chunk)
         if self.size > BACKLOG and self.request:
-            self.service.batcher.cancel(self.request, "slow")
+            self.service.cancel(self.request, "slow")
         self.news.set()
 
     def end(self, outcome: Outcome) -> None:

@@ -26,7 +26,7 @@ async def watch(services: Mapping[str, Service]) -> None:
     """Look after all workers, for ever."""
     while True:
         await asyncio.sleep(PERIOD_S)
-        for service in services.values():
+        for service in [side for each in services.values() for side in each.sides()]:
             for link in service.links():
                 if link.serving and not link.watched:
                     link.watched = True

@@ -5,8 +5,8 @@ Every frame is ``length: u32`` (of what follows), ``kind: u8``, then the kind's 
 To the worker:
 
 ========= ==== ====================================================================================================
-hello      1   JSON: ``proto``, ``scenario``, ``plugin``, ``serve``, ``manifest``, ``folder``, ``device``, ``threads``.
-               ``serve`` lists the settings: key, value, origin
+hello      1   JSON: ``proto``, ``scenario``, ``plugin``, ``serve``, ``manifest``, ``folder``, ``device``, ``threads``; ``nice``.
+               ``serve`` lists the settings: key, value, origin; ``tracing``: whether the worker sends spans
 batch      2   ``count: u16``, then ``count`` items (below)
 cancel     3   ``rid: u64``: nobody waits for this answer any more
 drain      4   finish what is open, then exit 0

@@ -279,6 +279,8 @@ def serve(sock: socket.socket) -> None:
     manifest = Manifest.model_validate(hello["manifest"])
     schema = json.dumps([manifest.request_schema, manifest.response_schema], sort_keys=True).encode()
     ready = {
+        if "nice" in hello and hasattr(os, "nice"):
+            os.nice(hello["nice"])  # before any thread is there: each takes it from the one that starts it
         "proto": frames.PROTO,
         "pid": os.getpid(),
         "schema": hashlib.sha256(schema).hexdigest(),
