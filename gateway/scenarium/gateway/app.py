@@ -26,8 +26,8 @@ from scenarium.gateway.job_routes import Submit
 from scenarium.gateway.jobs import Jobs
 from scenarium.gateway.memory import Memory, budget_of, keeps
 from scenarium.gateway.predict import Predict
-from scenarium.gateway.services import Service, zygote_kind
 from scenarium.gateway.rollouts import Rollouts
+from scenarium.gateway.services import Service, zygote_kind
 from scenarium.gateway.stream import Stream
 from scenarium.gateway.zygotes import Nursery
 
@@ -52,12 +52,12 @@ class Gateway:
         self.admission = Admission(config, registry.settings)
         self.audit: Audit | None = None
         self.jobs = Jobs(self)
+        self.rollouts = Rollouts(self.services)
         self.drain_s = config.drain_s
         self.again: Callable[[], Registry] | None = None
         """Reads the settings and what is installed anew."""
         self.started = False
         self.draining = False
-        self.rollouts = Rollouts(self.services)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reloading = asyncio.Lock()
         self._leaving: set[asyncio.Task[None]] = set()
@@ -147,6 +147,9 @@ class Gateway:
 
     def number(self, name: str) -> int | None:
         """The production version of a scenario; None too where its alias file is damaged, which ``load`` tells."""
+        return self._standing(name).production
+
+    def _standing(self, name: str) -> Standing:
         try:
             return standing(self.store, name)
         except ScenariumError:
@@ -172,9 +175,6 @@ class Gateway:
 
     async def _load(self, numbers: dict[str, int | None]) -> None:
         """Load every scenario; those that are kept warm first, since there may be no room for all."""
-        return self._standing(name).production
-
-    def _standing(self, name: str) -> Standing:
         for warm in (True, False):
             services = [service for service in self.services.values() if service.wrong is None and keeps(service) == warm]
             await asyncio.gather(*(service.load(numbers[service.name]) for service in services))
@@ -205,6 +205,7 @@ class Gateway:
                 service, number = self.services.get(name), at.production
                 if service and number is not None and number != service.tried and service.wrong is None:
                     self.spawn(service.load(number))
+                self.rollouts.follow(name, at)
 
 
 def cores() -> int:
@@ -229,7 +230,6 @@ class App(Starlette):
     hot: dict[str, ASGIApp]
     """What follows ``/scenarios/{name}/`` to its endpoint."""
 
-                self.rollouts.follow(name, at)
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith(PREFIX):
             name, _, rest = scope["path"][len(PREFIX) :].partition("/")

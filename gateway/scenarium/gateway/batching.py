@@ -65,8 +65,6 @@ class Slot(Protocol):
         """It was retired and holds nothing any more."""
 
 
-class Request:
-    """One request in the gateway."""
 class Home(Protocol):
     """Where a request lies: a queue, or what stands for one."""
 
@@ -74,6 +72,8 @@ class Home(Protocol):
         """End it without an answer."""
 
 
+class Request:
+    """One request in the gateway."""
 
     __slots__ = (
         "body",
@@ -81,9 +81,9 @@ class Home(Protocol):
         "deadline",
         "done",
         "entered",
+        "home",
         "ident",
         "key",
-        "home",
         "language",
         "priority",
         "queued",
@@ -114,10 +114,10 @@ class Home(Protocol):
         self.priority: Priority = "normal"
         self.stream: Callable[[bytes], None] | None = None
         """Takes the parts of a streamed answer; None: one answer."""
-        self.slot: _Worker | None = None
-        self.suspect = False
         self.home: Home | None = None
         """What it was submitted to, and where it is cancelled."""
+        self.slot: _Worker | None = None
+        self.suspect = False
         self.queued = False
         self.done = False
         self.watch: Callable[[], None] | None = None
@@ -172,6 +172,7 @@ class Batcher:
     def submit(self, request: Request, now: float) -> None:
         """Take a request in; it ends with ``busy`` at once if the queue is full."""
         self.live += 1
+        request.home = self
         if self.depth >= self.queue_size or self.closed:
             self._end(request, Outcome(0, b"", failure="stopped" if self.closed else "busy"))
             return
@@ -182,7 +183,6 @@ class Batcher:
     def cancel(self, request: Request, failure: Failure = "cancelled") -> None:
         """End a request without an answer: its client left, or its deadline passed."""
         if request.done:
-        request.home = self
             return
         worker = request.slot
         self._end(request, Outcome(0, b"", failure=failure))

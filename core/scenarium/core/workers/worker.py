@@ -271,6 +271,8 @@ def serve(sock: socket.socket) -> None:
         raise ValueError(f"frame {kind} of protocol {hello.get('proto')}")
     began = time.monotonic()
     try:
+        if "nice" in hello and hasattr(os, "nice"):
+            os.nice(hello["nice"])  # before any thread is there: each takes it from the one that starts it
         set_threads(hello["threads"])
         runtime = open_runtime(hello)
     except BaseException as fault:  # a plugin may raise SystemExit
@@ -279,8 +281,6 @@ def serve(sock: socket.socket) -> None:
     manifest = Manifest.model_validate(hello["manifest"])
     schema = json.dumps([manifest.request_schema, manifest.response_schema], sort_keys=True).encode()
     ready = {
-        if "nice" in hello and hasattr(os, "nice"):
-            os.nice(hello["nice"])  # before any thread is there: each takes it from the one that starts it
         "proto": frames.PROTO,
         "pid": os.getpid(),
         "schema": hashlib.sha256(schema).hexdigest(),
