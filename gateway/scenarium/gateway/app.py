@@ -153,8 +153,7 @@ class Gateway:
         try:
             return standing(self.store, name)
         except ScenariumError:
-            return None
-        return number
+            return Standing(None, None)
 
     async def reload(self) -> dict[str, list[str]]:
         """Read the settings again and serve what they say; see ``reloading``.
