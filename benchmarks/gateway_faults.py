@@ -101,15 +101,14 @@ async def measure(lab: Lab, gateway: GatewayProcess, disk: Path | None, options:
     """The load, the faults and the look at the processes, together."""
     load, watch = Load(gateway.url, list(WORKERS), options.seed), Watch(gateway)
     faults = Faults(lab, gateway, load, disk, options.seed)
-    looking = asyncio.create_task(watch.run())
-    loading = asyncio.create_task(load.run(options.clients, options.rate))
-    await faults.run(options.minutes * 60)
-    load.stopping.set()
-    await loading
-    await asyncio.sleep(2 * LOOK_S)
-    looking.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await looking  # a fault of its own comes out here
+    async with asyncio.TaskGroup() as group:  # a fault of any of them ends them all
+        looking = group.create_task(watch.run())
+        loading = group.create_task(load.run(options.clients, options.rate))
+        await faults.run(options.minutes * 60)
+        load.stopping.set()
+        await loading
+        await asyncio.sleep(2 * LOOK_S)
+        looking.cancel()
     return load, faults, watch
 
 

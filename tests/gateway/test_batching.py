@@ -327,6 +327,35 @@ def test_a_hung_worker_is_killed_after_the_grace_and_the_queue_moves_on():
     assert world.outcomes[1][0].status == 200
 
 
+def test_the_neighbours_of_an_item_that_never_ends_are_run_again():
+    world = quiet()
+    world.submit(0, "ok", 30)
+    for rid in range(1, 9):
+        world.submit(rid, "hang" if rid == 3 else "ok", 0.5 if rid == 3 else 30)
+    world.run(60)
+    assert {rid: found[0].failure or found[0].status for rid, found in world.outcomes.items()} == {rid: "deadline" if rid == 3 else 200 for rid in range(9)}
+    assert max(world.ended.values()) < 0.5 + GRACE + 1
+    assert world.runs == {0: 1, 3: 1} | dict.fromkeys((1, 2, 4, 5, 6, 7, 8), 2)
+
+
+@pytest.mark.parametrize("case", ["long as others before", "not pure", "streams"])
+def test_a_batch_is_not_ended_for_one_of_its_clients_where_its_neighbours_would_pay(case):
+    world = quiet(pure=case != "not pure")
+    if case == "long as others before":
+        world.batcher.longest = 20_000_000
+    world.submit(0, "ok", 60)
+    for rid in (1, 2):
+        world.submit(rid, "hang", 60)
+    world.run(1)
+    if case == "streams":
+        world.requests[2].stream = lambda part: None
+    world.batcher.cancel(world.requests[1])
+    world.run(30)
+    assert not world.outcomes[2]
+    assert world.alive[0].cancelled == {1}
+    assert world.alive[0].open == 2
+
+
 def test_waiting_for_a_fuller_batch_is_opt_in():
     for delay, expected in ((0.0, [1, 3]), (0.02, [4])):
         world = quiet(max_delay=delay)

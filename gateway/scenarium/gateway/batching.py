@@ -12,7 +12,9 @@ Rules:
   goes first. So priority orders what waits, and nobody waits more than ``AGE_S`` (twice that, low behind high) longer for it.
 - A worker's death: the live requests of a pure scenario become suspects, which run before all others and alone; one that is alone
   when a worker dies a second time fails. Where the scenario is not pure nothing is run again.
-- A worker that holds nothing but ended requests for ``grace`` seconds hangs, and is killed.
+- A worker that works for ``grace`` seconds on what nobody waits for any more hangs, and is killed, where it holds nothing else; its live
+  neighbours are run again where the scenario is pure and this takes twice as long as any answer before, so that nobody pays for a client
+  that left a batch that is merely long.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 AGE_S = 5.0
 
-Failure = Literal["busy", "deadline", "died", "poison", "cancelled", "slow", "stopped"]
+Failure = Literal["busy", "deadline", "died", "poison", "cancelled", "slow", "stopped", "memory"]
 """Why a request ends without an answer of its worker: queue full; deadline passed; its worker died and the scenario is not pure; it was
-alone at a second death; the client left, or reads its stream too slowly; the scenario stopped."""
+alone at a second death; the client left, or reads its stream too slowly; the scenario stopped; there is no memory to load it."""
 
 
 class Outcome(NamedTuple):
@@ -83,6 +85,7 @@ class Request:
         "entered",
         "home",
         "ident",
+        "infer",
         "key",
         "language",
         "priority",
@@ -109,6 +112,8 @@ class Request:
         self.trace = ""
         self.ident = b""
         """The request id that client and logs see."""
+        self.infer = False
+        """Whether its body is tensors (``frames.INFER``)."""
         self.key = ""
         """Routing key: requests with one key go to one worker."""
         self.priority: Priority = "normal"
@@ -123,6 +128,11 @@ class Request:
         self.watch: Callable[[], None] | None = None
         """Starts to watch for the client's leaving; called once, when the request is no longer quick."""
 
+    def about(self) -> dict[str, str]:
+        """What log lines say of it."""
+        found = {"request_id": self.ident.decode()}
+        return {**found, "trace_id": self.trace[3:35]} if self.trace else found
+
 
 def _turn(lane: deque[Request]) -> float:
     """When the first of a lane counts as having come."""
@@ -133,13 +143,14 @@ def _turn(lane: deque[Request]) -> float:
 class _Worker:
     """A slot with what it holds."""
 
-    __slots__ = ("open", "retired", "slot", "stuck_since")
+    __slots__ = ("ended", "open", "retired", "slot")
 
     def __init__(self, slot: Slot) -> None:
         self.slot = slot
         self.open: dict[int, Request] = {}
         self.retired = False
-        self.stuck_since: float | None = None
+        self.ended: dict[int, float] = {}
+        """Which of ``open`` have ended without its answer, and when that was seen."""
 
     def room(self) -> int:
         """How many more items it may take now."""
@@ -167,6 +178,8 @@ class Batcher:
         self.keyed = 0
         """Waiting requests that have a routing key."""
         self.closed = False
+        self.longest = 0
+        """Microseconds that a worker took at most for an answer, streams excepted."""
         self.batch_sizes: Callable[[int], None] = lambda size: None
 
     def submit(self, request: Request, now: float) -> None:
@@ -224,7 +237,10 @@ class Batcher:
         if worker is None or request is None:
             return False
         self._released(worker)
+        if not request.stream:
+            self.longest = max(self.longest, sum(outcome.times))
         if request.done:
+            worker.ended.pop(rid, None)
             return False
         self._end(request, outcome)
         return True
@@ -268,13 +284,19 @@ class Batcher:
             for request in list(worker.open.values()):
                 if not request.done and request.deadline <= now:
                     self.cancel(request, "deadline")
-            if not worker.open or not all(request.done for request in worker.open.values()):
-                worker.stuck_since = None
-            elif worker.stuck_since is None:
-                worker.stuck_since = now
-            elif now - worker.stuck_since >= self.grace:
+                if request.done:
+                    worker.ended.setdefault(request.rid, now)
+            if worker.ended and self._hangs(worker, now):
                 worker.slot.kill()
         self.pump(now)
+
+    def _hangs(self, worker: _Worker, now: float) -> bool:
+        """Whether it works on what nobody waits for, and may be killed for it."""
+        late = [worker.open[rid] for rid, since in worker.ended.items() if now - since >= self.grace]
+        live = [request for request in worker.open.values() if not request.done]
+        if not late or not live:
+            return bool(late)
+        return worker.slot.pure and not any(request.stream for request in live) and now - min(each.sent for each in late) > 2e-6 * self.longest
 
     @property
     def busy(self) -> bool:
