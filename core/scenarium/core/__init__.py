@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scenarium.core.config import TrainConfig as TrainConfig
     from scenarium.core.errors import BadData as BadData
     from scenarium.core.errors import BadInput as BadInput
+    from scenarium.core.errors import BadValue as BadValue
     from scenarium.core.errors import ScenariumError as ScenariumError
     from scenarium.core.hookspecs import hookimpl as hookimpl
     from scenarium.core.pipeline import Run as Run
@@ -48,7 +49,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "config": "DataConfig ModelConfig ScenarioConfig Section ServeConfig TrainConfig",
-    "errors": "BadData BadInput ScenariumError",
+    "errors": "BadData BadInput BadValue ScenariumError",
     "hookspecs": "hookimpl",
     "pipeline": "Run",
     "registry": "load",

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from scenarium.core.difference import difference
 from scenarium.core.errors import ScenariumError, Words
 from scenarium.core.manifest import Manifest
+from scenarium.core.reasons import reason
 
 if TYPE_CHECKING:
     from scenarium.core.config import ScenarioConfig
@@ -56,8 +57,8 @@ def stored_config(scenario: Scenario, manifest: Manifest) -> ScenarioConfig:
         return type(scenario.config).model_validate({**manifest.config, "serve": scenario.config.serve.model_dump()})
     except ValidationError as fault:
         first = fault.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise _unloadable(scenario, manifest, Words(f"its setting {field!r}: {first['msg']}", f"其设置 {field!r}：{first['msg']}")) from None
+        field, why = ".".join(map(str, first["loc"])), reason(first)
+        raise _unloadable(scenario, manifest, Words(f"its setting {field!r}: {why.en}", f"其设置 {field!r}：{why.zh}")) from None
 
 
 def _unloadable(scenario: Scenario, manifest: Manifest, reason: Words) -> ScenariumError:

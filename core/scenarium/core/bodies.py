@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from python_multipart import parse_form
 
 from scenarium.core.errors import BadInput, ScenariumError
+from scenarium.core.reasons import reason
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -85,12 +86,10 @@ def validate(cls: type[R], values: Mapping[str, object]) -> R:
 
 def problem(fault: ValidationError, sample: str = "{}") -> ScenariumError:
     """The first fault of a request as an error that names the field."""
-    first = fault.errors(include_url=False, include_context=False)[0]
+    first = fault.errors(include_url=False)[0]
+    why = reason(first)
     if first["type"] == "json_invalid":
-        return ScenariumError("SCN-4002", reason=first["msg"], sample=sample)
+        return ScenariumError("SCN-4002", reason=why, sample=sample)
     field = ".".join(str(part) for part in first["loc"]) or "body"
-    reason = {
-        "missing": ("is missing", "缺失"),
-        "extra_forbidden": ("is unknown", "不存在"),
-    }.get(first["type"], (f"cannot be used: {first['msg']}", f"的值无效：{first['msg']}"))
-    return BadInput(field, *reason)
+    known = {"missing": ("is missing", "缺失"), "extra_forbidden": ("is unknown", "不存在")}
+    return BadInput(field, *known.get(first["type"], (f"cannot be used: {why.en}", f"的值无效：{why.zh}")))

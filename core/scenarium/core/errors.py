@@ -151,6 +151,17 @@ class BadInput(ScenariumError):
         super().__init__("SCN-4001", field=field, reason_en=en, reason_zh=zh)
 
 
+class BadValue(ValueError):
+    """A setting or a field of a request is not what it must be. Raise it from a pydantic validator, which takes a ``ValueError`` alone.
+
+    >>> raise BadValue("give only one of project, archive and url", "project、archive 和 url 只能给出一个")
+    """
+
+    def __init__(self, en: str, zh: str) -> None:
+        super().__init__(en)
+        self.words = Words(en, zh)
+
+
 class BadData(ScenariumError):
     """The user's training data cannot be used, in a way that only the plugin sees. Raise it from ``fit``, ``items`` or ``train``.
 

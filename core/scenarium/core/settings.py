@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from scenarium.core.errors import ScenariumError, SeveralErrors
+from scenarium.core.errors import ScenariumError, SeveralErrors, Words
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -158,7 +158,9 @@ class Settings:
         dotted = ".".join(location)
         if error["type"] == "extra_forbidden":
             return ScenariumError("SCN-1003", field=dotted, **origin.place, nearest=nearest_name(dotted, setting_names(cls)), name=name)
-        return ScenariumError("SCN-1004", field=dotted, **origin.place, reason=error["msg"], origin=str(origin), name=name)
+        from scenarium.core.reasons import reason
+
+        return ScenariumError("SCN-1004", field=dotted, **origin.place, reason=reason(error), origin=str(origin), name=name)
 
 
 def cache_home() -> Path:
@@ -207,7 +209,7 @@ def _set_layer(sets: Sequence[str], scenario: str | None) -> Flat:
         key, equals, text = entry.partition("=")
         parts = tuple(part.strip() for part in key.split("."))
         if not equals or not all(parts):
-            reason = "--set takes key=value, for example train.epochs=2"
+            reason = Words("--set takes key=value, for example train.epochs=2", "--set 应写作 键=值，例如 train.epochs=2")
             raise ScenariumError("SCN-1004", field=entry, reason=reason, origin="--set", name=scenario or "NAME")
         if parts[0] not in TABLES:
             parts = ("scenarios", scenario, *parts) if scenario else ("scenarios", *parts)

@@ -6,7 +6,7 @@ import re
 
 from pydantic import Field, field_validator, model_validator
 
-from scenarium.core import DataConfig, ModelConfig, ScenarioConfig, ServeConfig, TrainConfig
+from scenarium.core import BadValue, DataConfig, ModelConfig, ScenarioConfig, ServeConfig, TrainConfig
 
 
 class ChatbotData(DataConfig):
@@ -38,13 +38,13 @@ class ChatbotModel(ModelConfig):
         try:
             re.compile(pattern)
         except re.error as fault:
-            raise ValueError(f"is no regular expression: {fault}") from None
+            raise BadValue(f"is no regular expression: {fault}", f"不是有效的正则表达式：{fault}") from None
         return pattern
 
     @model_validator(mode="after")
     def _one_bot(self) -> ChatbotModel:
         if sum(value is not None for value in (self.project, self.archive, self.url)) > 1:
-            raise ValueError("give only one of project, archive and url")
+            raise BadValue("give only one of project, archive and url", "project、archive 和 url 只能给出一个")
         return self
 
 

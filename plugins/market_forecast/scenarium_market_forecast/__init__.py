@@ -15,6 +15,7 @@ from pydantic import field_validator, model_validator
 
 from scenarium.core import (
     BadInput,
+    BadValue,
     Baseline,
     DataConfig,
     Evaluation,
@@ -52,7 +53,10 @@ class ForecastData(DataConfig):
     @classmethod
     def _in_time(cls, value: str) -> str:
         if not value.startswith("time:"):
-            raise ValueError("a forecast is measured on the latest rows only: use time:COLUMN (a random split leaks the future)")
+            raise BadValue(
+                "a forecast is measured on the latest rows only: use time:COLUMN (a random split leaks the future)",
+                "预测只在最新的行上评估：请使用 time:列名（随机划分会泄露未来）",
+            )
         return value
 
 
@@ -76,7 +80,9 @@ class ForecastModel(ModelConfig):
     def _levels(self) -> ForecastModel:
         levels = self.quantiles
         if sorted(set(levels)) != levels or len(levels) % 2 == 0 or levels[len(levels) // 2] != 0.5 or not 0 < levels[0] < levels[-1] < 1:
-            raise ValueError("quantiles must ascend between 0 and 1, an odd number of them, with 0.5 in the middle")
+            raise BadValue(
+                "quantiles must ascend between 0 and 1, an odd number of them, with 0.5 in the middle", "分位数应在 0 与 1 之间递增，个数为奇数，且正中为 0.5"
+            )
         return self
 
 
