@@ -27,6 +27,7 @@ def watch_writes(*allowed: Path) -> Iterator[list[Path]]:
 
     Sees Python's own calls; what a C library opens by itself goes unseen.
     """
+    tempfile.gettempdir()  # settled by a first call, under a lock that the hook would wait for
     _install()
     home = Path.home()
     caches = [Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache"), *(Path(os.environ[name]) for name in ("HF_HOME", "TORCH_HOME") if name in os.environ)]
