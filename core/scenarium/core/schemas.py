@@ -19,6 +19,19 @@ Base64 = Annotated[
 writes the URL-safe one; reading takes both."""
 
 
+def _fail_fast(schema: Any) -> None:
+    """Have every collection within a core schema end at its first fault."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("list", "dict", "tuple", "set", "frozenset"):
+            schema["fail_fast"] = True
+        for key, value in schema.items():
+            if key not in ("metadata", "serialization"):
+                _fail_fast(value)
+    elif isinstance(schema, (list, tuple)):
+        for each in schema:
+            _fail_fast(each)
+
+
 class Request(BaseModel):
     """One request. Unknown fields are refused, and numbers that are none (NaN) or infinite; ``bytes`` fields travel as base64 in JSON.
 
@@ -39,19 +52,6 @@ class Request(BaseModel):
         found = handler(source)
         _fail_fast(found)
         return found
-
-
-def _fail_fast(schema: Any) -> None:
-    """Have every collection within a core schema end at its first fault."""
-    if isinstance(schema, dict):
-        if schema.get("type") in ("list", "dict", "tuple", "set", "frozenset"):
-            schema["fail_fast"] = True
-        for key, value in schema.items():
-            if key not in ("metadata", "serialization"):
-                _fail_fast(value)
-    elif isinstance(schema, (list, tuple)):
-        for each in schema:
-            _fail_fast(each)
 
 
 class Response(BaseModel):
