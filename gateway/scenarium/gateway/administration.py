@@ -69,7 +69,8 @@ def service_status(service: Service, lang: str) -> dict[str, Any]:
         "device": service.config.device,
         "workers": [
             {"pid": link.process.pid, "version": link.version, "ready": link.serving and link.well, "threads": link.threads, "load_ms": link.load_ms}
-            for link in service.links()
+            for side in service.sides()
+            for link in side.links()
         ],
         "queue": service.batcher.depth,
         "open": service.batcher.live,
@@ -78,6 +79,7 @@ def service_status(service: Service, lang: str) -> dict[str, Any]:
         "restarts": stats.restarts,
         "evictions": service.memory.evictions[service.name],
         "loads_on_demand": service.memory.loads[service.name],
+        "rollout": service.trial and service.trial.status(),
         "last_fault": fault and {"at": fault["at"], "event": fault["event"], "error": fault[lang]},
         "error": service.fault and service.fault.problem(lang),
     }

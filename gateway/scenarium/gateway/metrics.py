@@ -131,6 +131,7 @@ class GatewayCollector(Collector):
         yield from self._jobs()
         yield from self._caches()
         yield from self._memory()
+        yield from self._rollouts()
 
     def _jobs(self) -> Iterator[Metric]:
         open_ = GaugeMetricFamily("scenarium_jobs", "Jobs that have not ended", labels=("scenario", "state"))
@@ -171,3 +172,31 @@ class GatewayCollector(Collector):
             if memory.budget is not None:
                 budget.add_metric((), memory.budget)
         yield from (evictions, loads, held, used, budget)
+
+    def _rollouts(self) -> Iterator[Metric]:
+        arms = ("scenario", "arm")
+        requests = CounterMetricFamily("scenarium_rollout_requests", "Requests since the rollout began, by who answered and how", labels=(*arms, "outcome"))
+        latency = HistogramMetricFamily("scenarium_rollout_seconds", "Their latency; of mirrored ones from the copy to its answer", labels=arms)
+        dropped = CounterMetricFamily("scenarium_rollout_dropped", "Requests that were not mirrored because of load", labels=("scenario",))
+        compared = CounterMetricFamily("scenarium_rollout_compared", "Mirrored answers that were compared", labels=("scenario",))
+        apart = CounterMetricFamily("scenarium_rollout_disagreement", "Sum of their disagreements, each 0 to 1", labels=("scenario",))
+        version = GaugeMetricFamily("scenarium_rollout_version", "The version that is tried", labels=("scenario",))
+        share = GaugeMetricFamily("scenarium_rollout_share", "Share of the requests that it is to answer", labels=("scenario",))
+        ended = CounterMetricFamily("scenarium_rollouts_ended", "Rollouts that ended, by cause", labels=("scenario", "cause"))
+        for name, service in self.services.items():
+            if service.trial is None:
+                continue
+            trial = service.trial
+            for label, arm in (("production", trial.production), ("canary", trial.canary), ("shadow", trial.shadow)):
+                for outcome, count in arm.outcomes.items():
+                    requests.add_metric((name, label, outcome), count)
+                latency.add_metric((name, label), arm.latency.buckets(), arm.latency.total)
+            dropped.add_metric((name,), trial.dropped)
+            compared.add_metric((name,), trial.compared)
+            apart.add_metric((name,), trial.disagreement)
+            version.add_metric((name,), trial.version)
+            share.add_metric((name,), trial.rollout.canary)
+        if self.gateway:
+            for (name, cause), count in self.gateway.rollouts.ended.items():
+                ended.add_metric((name, cause), count)
+        yield from (requests, latency, dropped, compared, apart, version, share, ended)

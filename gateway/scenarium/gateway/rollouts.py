@@ -30,6 +30,7 @@ from scenarium.gateway.services import Service
 from scenarium.gateway.verdicts import WINDOW, Arm, Verdict, judge
 
 if TYPE_CHECKING:
+    from scenarium.core.config import ServeConfig
     from scenarium.core.registry import Plugin
     from scenarium.core.store import Version
     from scenarium.gateway.links import WorkerLink
@@ -39,18 +40,23 @@ MIRRORED, MIRRORED_BYTES = 64, 64 << 20
 """Copies that may be open, and the bytes of their bodies and of the answers they are compared with."""
 TOLD_S = 2.0
 """How often a store that could not be written is told again."""
-COPIED = ("content_type", "ident", "key", "language", "priority", "stream", "trace", "watch")
+COPIED = ("content_type", "ident", "infer", "key", "language", "priority", "stream", "trace", "watch")
 
 
 class Candidate(Service):
     """The candidate's queue and workers: a service like any other, whose workers' lines and settings are the scenario's."""
 
     def __init__(self, production: Service, gentle: bool) -> None:
-        super().__init__(production.name, production.plugin, production.config, production.registry, production.store, production.nursery, production.memory)
+        config, memory = _config(production.config), production.memory
+        super().__init__(production.name, production.plugin, config, production.registry, production.store, production.nursery, memory)
         self.production = production
         self.share = production.share
         self.gentle = gentle
         """Whether its workers run at the lowest priority."""
+
+    def configure(self, config: ServeConfig) -> None:
+        """Take over changed settings."""
+        super().configure(_config(config))
 
     def said(self, link: WorkerLink, line: str) -> None:
         self.production.said(link, line)
@@ -157,8 +163,13 @@ class Trial:
         """Production's word on a request."""
         resolve(outcome)
         self.production.note(outcome, time.monotonic() - request.entered)
-        if self.rollout.shadow and outcome.failure is None and outcome.status < 400 and request.stream is None and self.service.trial is self:
+        if self.rollout.shadow and outcome.failure is None and outcome.status < 400 and self._comparable(request) and self.service.trial is self:
             asyncio.get_running_loop().call_soon(self._mirror, request, outcome)  # after the answer has been written
+
+    @staticmethod
+    def _comparable(request: Request) -> bool:
+        """Whether two answers to it can be compared: those to tensors have no form that the scenario's metric knows."""
+        return request.stream is None and not request.infer
 
     def _mirror(self, request: Request, outcome: Outcome) -> None:
         candidate, batcher = self.candidate, self.service.batcher
@@ -229,6 +240,12 @@ class Trial:
         if timeout <= 0:
             self.candidate.batcher.close()
         await self.candidate.close(timeout)
+
+    def status(self) -> dict[str, Any]:
+        """What operators see of it while it runs."""
+        rollout, candidate = self.rollout, self.candidate
+        about = {"id": rollout.id, "version": self.version, "canary": rollout.canary, "shadow": rollout.shadow}
+        return about | {"state": candidate.state, "ready": candidate.ready} | self.figures()
 
     def figures(self) -> dict[str, Any]:
         """What was measured so far."""
@@ -308,6 +325,11 @@ class Rollouts:
                     logs.event("error", "rollback_unwritten", scenario=name, version=rollout.version, reason=f"{type(fault).__name__}: {fault}")
                 told = True
             await asyncio.sleep(TOLD_S)
+
+
+def _config(config: ServeConfig) -> ServeConfig:
+    """The scenario's settings for a candidate: it has workers before a request comes, and keeps no answers of its own."""
+    return config.model_copy(update={"keep_warm": True, "cache_size": 0})
 
 
 def _coming(service: Service, production: int, version: int) -> bool:

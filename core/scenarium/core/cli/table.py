@@ -28,6 +28,7 @@ COMMANDS: dict[str, Entry] = {
     "versions": Entry("scenarium.core.cli.versions:versions", "the stored versions and their aliases", "已保存的版本及其别名"),
     "promote": Entry("scenarium.core.cli.versions:promote", "make a version production, unless it is worse", "将版本设为生产版本（更差则拒绝）"),
     "rollback": Entry("scenarium.core.cli.versions:rollback", "return to the production version before", "回退到上一个生产版本"),
+    "rollout": Entry("scenarium.gateway.rollout_cli:rollout", "try a version beside production: canary, shadow", "让新版本与生产版本并行试用：canary、镜像"),
     "prune": Entry("scenarium.core.cli.versions:prune", "delete old versions that nothing refers to", "删除无引用的旧版本"),
     "serve": Entry("scenarium.gateway.cli:serve", "start the gateway", "启动网关"),
     "keys": Entry("scenarium.gateway.access_cli:keys", "make, list and revoke API keys", "创建、列出和撤销 API 密钥"),
