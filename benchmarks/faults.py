@@ -27,12 +27,18 @@ SLOW_S = 2.0
 """``gateway.body_timeout_s``: what slow clients get."""
 WORKERS = {"one": 1, "two": 2, IMPURE: 1, "talks": 1}
 """The scenarios and their workers. ``IMPURE`` is one that is not pure, so that what a dead worker held ends with an error; ``talks`` runs items in threads."""
+SPARE = ["spare1", "spare2"]
+"""Scenarios of which the memory budget holds one beside the others."""
+WEIGHTS_MB, WORKER_MB = 64, 84
+"""The weights of each of them, and about what a worker that holds them takes, in MiB."""
+COMMON = ("plugin=unit", "serve.hang_s=2", "serve.probe_s=5", "serve.deadline_ms=60000", "serve.keep_warm=true")
 SETTINGS = [
     f"gateway.body_timeout_s={SLOW_S:g}",
     "gateway.keep_alive_s=60",
     "gateway.drain_s=20",
     "gateway.jobs_keep_s=120",
-    *(f"scenarios.{name}.{key}" for name in WORKERS for key in ("plugin=unit", "serve.hang_s=2", "serve.probe_s=5", "serve.deadline_ms=60000")),
+    *(f"scenarios.{name}.{key}" for name in WORKERS for key in COMMON),
+    *(f"scenarios.{name}.plugin=heavy" for name in SPARE),
 ]
 PURE = [name for name in WORKERS if name != IMPURE]
 DIED, NO_JOBS = "SCN-4008", "SCN-4127"
@@ -72,6 +78,7 @@ class Faults:
             "promote": self.promote,
             "rollback": self.rollback,
             "full disk": self.full_disk,
+            "eviction": self.eviction,
         }
 
     async def run(self, seconds: float) -> None:
@@ -121,8 +128,11 @@ class Faults:
     async def endless_item(self) -> None:
         """An item that never ends: it has its deadline, and its worker is replaced after a grace time."""
         name = self.rng.choice(PURE)
+        before = {worker["pid"] for worker in await self._workers(name)}
         with self._window(name, DIED):
             await self.load.predict("endless", self.client, name, {"do": "hang"}, b"X-Scenarium-Deadline-Ms: 500", own="SCN-4007")
+            while before <= {worker["pid"] for worker in await self._workers(name)}:
+                await asyncio.sleep(0.02)
             await self._well(name)
 
     async def _end_worker(self, name: str, number: signal.Signals) -> None:
@@ -202,6 +212,17 @@ class Faults:
         while (await self.client.ask(f"/scenarios/{name}")).json["version"] != number:
             await asyncio.sleep(0.02)
         await self._well(name)
+
+    async def eviction(self) -> None:
+        """A request to a scenario that has no room beside the one that was asked last."""
+        idle = [name for name in SPARE if await self._state(name) == "idle"]
+        assert idle, "the memory budget holds them all"
+        name = self.rng.choice(idle)
+        await self.load.predict("eviction", self.client, name, {})
+        assert any([await self._state(each) == "idle" for each in SPARE if each != name])
+
+    async def _state(self, name: str) -> str:
+        return str((await self.client.ask(f"/scenarios/{name}")).json["state"])
 
     async def full_disk(self) -> float:
         """No byte more for jobs, audit log and store, for three seconds; returns how long it took from then on."""

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import results
-from benchmarks.faults import SETTINGS, WORKERS, Faults
+from benchmarks.faults import SETTINGS, SPARE, WEIGHTS_MB, WORKER_MB, WORKERS, Faults
 from benchmarks.mixed_load import IMPURE, Load
 from scenarium.gateway.audit import verify
 from tests.gateway.conftest import GatewayProcess, Lab
@@ -112,6 +112,27 @@ async def measure(lab: Lab, gateway: GatewayProcess, disk: Path | None, options:
     return load, faults, watch
 
 
+def start(lab: Lab) -> GatewayProcess:
+    """The gateway, with a memory budget that holds one of the spare scenarios."""
+    for name in WORKERS:
+        settings = {"model.pure": name != IMPURE, **({"model.concurrency": 8} if name == "talks" else {})}
+        for answer in ("first", "second", "third"):
+            lab.publish(name, "unit", settings | {"model.answer": answer})
+    counts = [f"scenarios.{name}.serve.workers={count}" for name, count in WORKERS.items() if count > 1]
+    sets = [*SETTINGS, *counts, f"gateway.audit={lab.folder / 'audit.jsonl'}"]
+    plugins = {"unit": "unit", "heavy": "heavy"}
+    first = lab.start(plugins, *sets)
+    first.ready(*WORKERS)
+    time.sleep(1)
+    base = sum(pss_mb(pid) or 0.0 for pid in first.processes())
+    first.stop()
+    for name in SPARE:
+        lab.publish(name, "heavy", weights=WEIGHTS_MB << 20)
+    gateway = lab.start(plugins, *sets, f"gateway.memory_budget={round((base + 1.6 * WORKER_MB) * 2**20)}", "gateway.residence_s=1")
+    print(f"memory: {base:.0f} MB without the spare scenarios, of which the budget holds one", flush=True)
+    return gateway
+
+
 def report(load: Load, faults: Faults, watch: Watch, seconds: float, left: int) -> list[results.Figure]:
     """Print what happened; the figures."""
     ends = Counter(failed.kind for failed in load.failed)
@@ -158,20 +179,14 @@ def main() -> None:
     disk = Path(os.environ[MOUNTED]) if MOUNTED in os.environ else None
     print(f"full disk: {'a file system of its own' if disk else 'a limit of the size of files (RLIMIT_FSIZE)'}", flush=True)
     lab = Lab(disk or Path(tempfile.mkdtemp(prefix="scenarium-faults-")))
-    for name in WORKERS:
-        settings = {"model.pure": name != IMPURE, **({"model.concurrency": 8} if name == "talks" else {})}
-        for answer in ("first", "second", "third"):
-            lab.publish(name, "unit", settings | {"model.answer": answer})
-    audit = lab.folder / "audit.jsonl"
-    counts = [f"scenarios.{name}.serve.workers={count}" for name, count in WORKERS.items() if count > 1]
-    gateway = lab.start({"unit": "unit"}, *SETTINGS, *counts, f"gateway.audit={audit}")
+    gateway = start(lab)
     try:
         gateway.ready(*WORKERS)
         load, faults, watch = asyncio.run(measure(lab, gateway, disk, options))
         gateway.stop()
         time.sleep(2)
         left = [pid for pid in lab.alive(watch.pids) if b"scenarium" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        lines, _ = verify([audit])
+        lines, _ = verify([lab.folder / "audit.jsonl"])
         print(f"audit log: {lines} lines, whole")
         made = report(load, faults, watch, options.minutes * 60, len(left))
     finally:
