@@ -249,7 +249,7 @@ class Registry:
         """
         names = self.names()
         if name not in names:
-            close = difflib.get_close_matches(name, names, 3, 0.4)
+            close = difflib.get_close_matches(name[:100], names, 3, 0.4)
             raise ScenariumError("SCN-1001", name=name, nearest=", ".join(close) or "-")
         if names[name] in self.plugins:
             return self.plugins[names[name]]

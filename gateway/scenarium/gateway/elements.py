@@ -32,14 +32,13 @@ class Elements:
         Raises:
             ScenariumError: SCN-4002 (neither an array nor lines), SCN-4012 (an element is too large).
         """
-        self._buffer += data
         if self.array is None:
-            start = bytes(self._buffer.lstrip(_SPACE)[:1])
-            if not start:
+            data = data.lstrip(_SPACE)
+            if not data:
                 return []
-            self.array = start == b"["
-            if self.array:
-                del self._buffer[: self._buffer.index(b"[") + 1]
+            self.array = data[:1] == b"["
+            data = data[1:] if self.array else data
+        self._buffer += data
         found = self._elements() if self.array else self._lines()
         if len(self._buffer) > self.limit:
             raise ScenariumError("SCN-4012", limit=self.limit, name=self.name)
@@ -59,9 +58,11 @@ class Elements:
         return [rest] if rest and not self.array else []
 
     def _lines(self) -> list[bytes]:
-        *lines, rest = self._buffer.split(b"\n")
-        self._buffer = bytearray(rest)
-        return [bytes(line.strip(_SPACE)) for line in lines if line.strip(_SPACE)]
+        end = self._buffer.rfind(b"\n", self._at)  # only what is new: a long line may come in many pieces
+        lines = bytes(self._buffer[: max(0, end)]).split(b"\n")
+        del self._buffer[: end + 1]
+        self._at = len(self._buffer)
+        return [stripped for line in lines if (stripped := line.strip(_SPACE))]
 
     def _elements(self) -> list[bytes]:
         found: list[bytes] = []
@@ -91,8 +92,10 @@ class Elements:
             elif not self._depth:
                 self._take(bytes(buffer[start:at].strip(_SPACE)), mark, found)
                 start = at + 1
-        if self._closed and buffer[start:].strip(_SPACE):
-            raise self._broken("something follows the array")
+        if self._closed:
+            if buffer[start:].strip(_SPACE):
+                raise self._broken("something follows the array")
+            start = len(buffer)  # blanks without end take no memory
         del buffer[:start]
         self._at -= start
         return found

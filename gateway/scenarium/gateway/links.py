@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import time
+import traceback
 from typing import Any, Protocol, cast
 
 from scenarium.core.workers import frames
@@ -17,6 +18,10 @@ from scenarium.gateway.zygotes import Nursery, Process
 _PROBE = 1 << 63
 """Above the ids of all requests."""
 _NOTHING = object()
+LINES_S = 1000
+"""Most printed lines of a worker that are taken in a second; more are counted and left out."""
+_READS, _PAUSE_S = 4, 0.02
+"""Most reads of what it prints at once, of 64 KiB each, and how long the others have their turn then."""
 
 
 class Owner(Protocol):
@@ -67,6 +72,9 @@ class WorkerLink(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._line = b""
+        self._taken = self._left_out = 0
+        self._second = time.monotonic()
+        """When the second began of which ``_taken`` lines were taken."""
         self.heard_at = self.answered_at = time.monotonic()
         """When anything came from it, and when an answer did."""
         self.well = True
@@ -170,6 +178,19 @@ class WorkerLink(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of asyncio's
 
     def data_received(self, data: bytes) -> None:
+        try:
+            self._frames(data)
+        except Exception as fault:
+            # The process runs a plugin's code, and whatever it wrote, it harms nobody but itself: what it held is treated as after a death.
+            reason = f"it wrote what is no frame: {type(fault).__name__}: {fault}"
+            logs.event("error", "worker_garbled", scenario=self.owner.name, pid=self.process.pid, reason=reason, traceback=traceback.format_exc(limit=-3))
+            self._buffer.clear()
+            self.process.kill()
+            if self._transport:
+                self._transport.abort()
+
+    def _frames(self, data: bytes) -> None:
+        """Take all whole frames in."""
         self.heard_at = time.monotonic()
         buffer = self._buffer
         buffer += data
@@ -179,15 +200,16 @@ class WorkerLink(asyncio.Protocol):
         try:
             while end - at >= 5:
                 length, kind = frames.HEAD.unpack_from(buffer, at)
+                if not 1 <= length <= frames.LARGEST_ANSWER:
+                    raise ValueError(f"a frame of {length} bytes")
                 if end - at < 4 + length:
                     break
-                body = view[at + 5 : at + 4 + length]
-                if kind in (frames.ITEM, frames.END):
-                    self.owner.answered(self, frames.read_answer(body))
-                    answers += 1
-                else:
-                    self._other(kind, body)
-                body.release()
+                with view[at + 5 : at + 4 + length] as body:
+                    if kind in (frames.ITEM, frames.END):
+                        self.owner.answered(self, frames.read_answer(body))
+                        answers += 1
+                    else:
+                        self._other(kind, body)
                 at += 4 + length
         finally:
             view.release()
@@ -201,18 +223,21 @@ class WorkerLink(asyncio.Protocol):
             self.owner.part(self, frames.RID.unpack_from(body)[0], bytes(body[8:]))
         elif kind == frames.READY:
             told = json.loads(bytes(body))
-            self.max_batch, self.pure, self.streams = told["max_batch"], told["pure"], told["streams"]
-            self.concurrency = told["concurrency"] if isinstance(told["concurrency"], int) else 0
-            self.load_ms = told["load_ms"]
+            self.max_batch, self.pure, self.streams = min(_count(told["max_batch"]), frames.LARGEST_BATCH), bool(told["pure"]), bool(told["streams"])
+            self.concurrency = 0 if told["concurrency"] == "batch" else _count(told["concurrency"])
+            self.load_ms = int(told["load_ms"])
             self.ready.set_result(None)
         elif kind == frames.FAULT:
-            self.ready.set_result(json.loads(bytes(body)))
+            fault = json.loads(bytes(body))
+            self.ready.set_result({"code": str(fault["code"]), **{lang: {key: str(fault[lang][key]) for key in ("title", "hint")} for lang in frames.LANGUAGES}})
         elif kind == frames.PONG:
             pong = self._pongs.get(frames.RID.unpack(body)[0])
             if pong and not pong.done():
                 pong.set_result(None)
         elif kind == frames.LOG:
-            self.owner.logged(self, frames.RID.unpack_from(body)[0], json.loads(bytes(body[8:])))
+            self.owner.logged(self, frames.RID.unpack_from(body)[0], dict(json.loads(bytes(body[8:]))))
+        else:
+            raise ValueError(f"a frame of kind {kind}")
 
     def connection_lost(self, exc: Exception | None) -> None:
         # Whatever it had answered has been read; a process that closed its socket but lives on serves nobody.
@@ -245,6 +270,7 @@ class WorkerLink(asyncio.Protocol):
             return
         loop = asyncio.get_running_loop()
         self._read_stderr()
+        self._tell_left_out()
         loop.remove_reader(self.process.stderr)
         self.process.close()
         if self._transport:
@@ -256,17 +282,46 @@ class WorkerLink(asyncio.Protocol):
         self.owner.died(self)
 
     def _read_stderr(self) -> None:
-        try:
-            while data := os.read(self.process.stderr, 65536):
-                *lines, self._line = (self._line + data).split(b"\n")
-                for line in lines:
-                    text = line[:2000].decode("utf8", "replace")
-                    self.owner.said(self, text)
-                if len(self._line) > 65536:
-                    self._line = b""
-            asyncio.get_running_loop().remove_reader(self.process.stderr)
-        except OSError:
+        if self.ended.done():
             return
+        loop, descriptor = asyncio.get_running_loop(), self.process.stderr
+        try:
+            for _ in range(_READS):
+                data = os.read(descriptor, 65536)
+                if not data:
+                    loop.remove_reader(descriptor)
+                    return
+                self._printed(data)
+        except OSError:  # nothing more for now
+            loop.add_reader(descriptor, self._read_stderr)
+            return
+        # It prints faster than it is read. Whoever waits for the loop comes first; a full pipe makes the worker wait.
+        loop.remove_reader(descriptor)
+        loop.call_later(_PAUSE_S, self._read_stderr)
+
+    def _printed(self, data: bytes) -> None:
+        *lines, rest = (self._line + data).split(b"\n")
+        self._line = rest[:2000]
+        now = time.monotonic()
+        if now - self._second >= 1:
+            self._second, self._taken = now, 0
+            self._tell_left_out()
+        for line in lines[: max(0, LINES_S - self._taken)]:
+            self.owner.said(self, line[:2000].decode("utf8", "replace"))
+        self._left_out += max(0, self._taken + len(lines) - LINES_S) if self._taken < LINES_S else len(lines)
+        self._taken = min(LINES_S, self._taken + len(lines))
+
+    def _tell_left_out(self) -> None:
+        if self._left_out:
+            self.owner.said(self, f"[{self._left_out} lines left out: more than {LINES_S} in a second]")
+            self._left_out = 0
+
+
+def _count(value: Any) -> int:
+    """A number that a worker told, at least 1."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"a count of {value!r}")
+    return value
 
 
 def describe_exit(status: int | None) -> tuple[str, str]:

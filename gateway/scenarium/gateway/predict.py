@@ -33,6 +33,10 @@ _BOOT = os.urandom(5).hex()
 _SANE_ID = re.compile(rb"[\w.:/+=@-]{1,128}")
 _TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _PRIORITY = {priority.encode(): priority for priority in PRIORITIES}
+LONGEST_TYPE = 1024
+"""Most bytes of a content type that are looked at."""
+LARGEST_KEYED = 256 * 1024
+"""Largest body in which a routing key is looked for: parsing takes the event loop 10 ms a MB, from all scenarios."""
 RETRY_AFTER = (b"retry-after", b"1")
 JSON = (b"content-type", b"application/json")
 PROBLEM = (b"content-type", problems.PROBLEM)
@@ -45,7 +49,7 @@ class Disconnected(Exception):
 class Call:
     """What the headers of one HTTP request say."""
 
-    __slots__ = ("caller", "content_type", "credential", "deadline_ms", "host", "key", "language", "length", "priority", "rid", "rid_header", "trace")
+    __slots__ = ("caller", "content_type", "credential", "deadline_ms", "encoding", "host", "key", "language", "length", "priority", "rid", "rid_header", "trace")
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.rid = next(_COUNT)
@@ -56,13 +60,15 @@ class Call:
         self.length = 0
         self.deadline_ms = b""
         self.priority = b""
+        self.encoding = b""
+        """How the body is packed; nothing unpacks one."""
         self.credential = b""
         """The text of an API key."""
         self.caller = ANONYMOUS
         self.host = ""
         for name, value in headers:
             if name == b"content-type":
-                self.content_type = value.decode("latin-1")
+                self.content_type = value[:LONGEST_TYPE].decode("latin-1")
             elif name == b"content-length":
                 self.length = int(value)
             elif name == b"authorization":
@@ -82,6 +88,8 @@ class Call:
                 self.deadline_ms = value
             elif name == b"x-scenarium-priority":
                 self.priority = value
+            elif name == b"content-encoding":
+                self.encoding = value
             elif name == b"x-api-key":
                 self.credential = self.credential or value
         if not self.rid_header:
@@ -154,14 +162,16 @@ async def read_body(receive: Receive, limit: int, length: int, name: str) -> byt
 
 def body_key(body: bytes, pointer: str) -> str:
     """The routing key that a JSON pointer finds in a body; empty where there is none. The only parsing in the gateway's hot path,
-    and only for scenarios that name such a pointer."""
+    and only for scenarios that name such a pointer and for bodies up to ``LARGEST_KEYED``."""
+    if len(body) > LARGEST_KEYED:
+        return ""
     try:
         value = json.loads(body)
         for part in pointer.strip("/").split("/"):
             value = value[part.replace("~1", "/").replace("~0", "~")]
     except (ValueError, KeyError, TypeError, RecursionError):
         return ""  # the worker says what is wrong with it
-    return str(value)[:256]
+    return str(value)[:256].encode("utf8", "replace").decode()  # half of a surrogate pair, which the worker refuses, has no bytes
 
 
 async def send_problem(send: Send, error: ScenariumError, call: Call, version: int = 0) -> None:
@@ -171,9 +181,11 @@ async def send_problem(send: Send, error: ScenariumError, call: Call, version: i
         headers.append((b"x-scenarium-version", b"%d" % version))
     if error.status == 503:
         headers.append(RETRY_AFTER)
+    if error.status == 415:
+        headers.append((b"accept-encoding", b"identity"))  # RFC 9110, 12.5.3
     if error.status == 405:
         headers.append((b"allow", b"POST"))
-    if error.status == 413 or (error.status in (401, 403, 429) and call.length > UNREAD):
+    if error.status == 413 or (error.status in (401, 403, 415, 429) and call.length > UNREAD):
         headers.append((b"connection", b"close"))
     await send_body(send, error.status, headers, problems.body(error, call.language))
 
@@ -209,6 +221,8 @@ class Endpoint:
                 raise ScenariumError("SCN-4016", method=scope["method"], path=scope["path"])
             name = scope["path_params"]["name"]
             call.caller = caller = await self.gateway.admission.admit(call, name)
+            if call.encoding not in (b"", b"identity"):
+                raise ScenariumError("SCN-4113", value=call.encoding.decode("latin-1"))
             if caller.key and caller.key.rate:
                 send = _with_headers(send, self.gateway.admission.limits.headers(caller.key, time.monotonic()))
             if audit:

@@ -32,6 +32,8 @@ STATES: tuple[State, ...] = ("untrained", "starting", "ready", "idle", "failed",
 NOT_TRAINED = ("SCN-4004", "SCN-5010")
 """Nothing is trained yet, or nothing reached its floor: no fault, but nothing to serve."""
 
+_OWN = frozenset(("level", "what", "at", "event"))
+"""Members of a log line that a worker's entry cannot replace."""
 TICK_S = 0.01
 KEPT_LINES = 1000
 TORCH_MODULES = ("torch", "torchvision", "torchaudio", "transformers", "peft")
@@ -165,7 +167,8 @@ class Service:
 
     def logged(self, link: WorkerLink, rid: int, entry: dict[str, Any]) -> None:
         request = self.batcher.find(link, rid)
-        logs.event("info", "payload", scenario=self.name, **(request.about() if request else {}), **entry)
+        about = {"scenario": self.name, **(request.about() if request else {})}
+        logs.event("info", "payload", **about, **{key: value for key, value in entry.items() if key not in about and key not in _OWN})
 
     def said(self, link: WorkerLink, line: str) -> None:
         self._lines += 1

@@ -52,8 +52,12 @@ ANSWER = struct.Struct("<QHIIII")
 
 PREDICT, STREAM = 0, 1
 LANGUAGES = ("en", "zh")
+LARGEST_BATCH = 65_535
+"""Most items of one batch frame."""
 LARGEST = 1 << 31
-"""Longest frame that a reader accepts; a longer one means that the two sides have lost step."""
+"""Longest frame that a worker accepts; a longer one means that the two sides have lost step."""
+LARGEST_ANSWER = 1 << 28
+"""Longest frame that the gateway accepts from a worker, whose code is not the gateway's own."""
 
 
 class Item(NamedTuple):
@@ -110,7 +114,12 @@ def batch_frame(items: Iterable[Item]) -> bytes:
 
 
 def read_batch(body: memoryview) -> list[Item]:
-    """The items of a batch frame's body."""
+    """The items of a batch frame's body.
+
+    Raises:
+        ValueError: it is cut off, or longer than its items.
+        struct.error: it is cut off within an item's header.
+    """
     (count,) = COUNT.unpack_from(body)
     at = COUNT.size
     items = []
@@ -120,7 +129,9 @@ def read_batch(body: memoryview) -> list[Item]:
         a, b, c = at + kind, at + kind + mark, at + kind + mark + route
         strings = str(body[at:a], "latin-1"), str(body[a:b], "latin-1"), str(body[b:c], "utf8")
         at = c + length
-        items.append(Item(rid, bytes(body[c:at]), strings[0], remaining, mode, LANGUAGES[chinese], strings[1], strings[2]))
+        items.append(Item(rid, bytes(body[c:at]), strings[0], remaining, mode, LANGUAGES[bool(chinese)], strings[1], strings[2]))
+    if at != len(body):
+        raise ValueError(f"items of {at} bytes in {len(body)}")
     return items
 
 
@@ -131,8 +142,15 @@ def answer_frame(answer: Answer, kind: int = ITEM) -> bytes:
 
 
 def read_answer(body: memoryview) -> Answer:
-    """The answer in an item's or end's body."""
+    """The answer in an item's or end's body.
+
+    Raises:
+        ValueError: the status is none that an answer has.
+        struct.error: it is cut off.
+    """
     rid, status, queue, preprocess, forward, postprocess = ANSWER.unpack_from(body)
+    if status != 200 and not 400 <= status <= 599:
+        raise ValueError(f"an answer with status {status}")
     return Answer(rid, status, queue, preprocess, forward, postprocess, bytes(body[ANSWER.size :]))
 
 

@@ -15,6 +15,7 @@ import queue
 import random
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -136,7 +137,7 @@ class Worker:
                 elif kind == frames.DRAIN:
                     self.draining = True
                 return []
-        except (OSError, ValueError):
+        except (OSError, ValueError, struct.error):
             pass
         # The gateway is gone, or out of step: no answer can reach anyone, whatever another thread is computing.
         os._exit(1)
