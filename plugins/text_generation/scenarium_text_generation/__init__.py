@@ -6,11 +6,9 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from pydantic import Field as Setting
-from pydantic import model_validator
 
 from scenarium.core import (
     BadInput,
@@ -19,118 +17,22 @@ from scenarium.core import (
     Evaluation,
     Field,
     Metric,
-    ModelConfig,
-    Request,
-    Response,
     Row,
     Run,
     Runtime,
     ScenarioConfig,
     Schema,
-    Section,
     Source,
-    TrainConfig,
     Traits,
     hookimpl,
 )
+from scenarium_text_generation.messages import GenerateRequest, GenerateResponse
+from scenarium_text_generation.prompts import Processor
+from scenarium_text_generation.settings import TextGenerationConfig
 from scenarium_text_generation.text import ByteTrigram, TextStream, chinese_share
 
 if TYPE_CHECKING:
     import torch
-
-
-class GenerationModel(ModelConfig):
-    """Which model, and how it is trained."""
-
-    base: str = "smollm2-135m"
-    """`smollm2-135m` (English, from a package file), a folder, `org/model` (Hugging Face), `ms://org/model` (ModelScope), or `scratch`."""
-    finetune: Literal["none", "full", "lora"] = "none"
-    """`none` takes the base as it is; `full` trains all weights; `lora` trains low-rank adapters and merges them."""
-    lora_rank: int = Setting(8, gt=0)
-    """Rank of the adapters."""
-    context: int = Setting(256, ge=16)
-    """Tokens of one training item."""
-    vocabulary: int = Setting(4096, ge=300)
-    """From scratch: size of the tokenizer's vocabulary."""
-    hidden: int = Setting(192, ge=32)
-    """From scratch: width."""
-    layers: int = Setting(4, gt=0)
-    """From scratch: number of layers."""
-    heads: int = Setting(4, gt=0)
-    """From scratch: attention heads; must divide the width into even parts."""
-    eval_tokens: int = Setting(4096, gt=0)
-    """Held-out tokens that are measured at most."""
-    cache_blocks: int = Setting(64, gt=0)
-    """Pages of 256 tokens in the cache that all running requests share."""
-    batch_tokens: int = Setting(256, gt=0)
-    """Tokens that one step of the running batch processes at most."""
-
-    @model_validator(mode="after")
-    def _divides(self) -> GenerationModel:
-        if self.hidden % (2 * self.heads):
-            raise ValueError(f"hidden ({self.hidden}) must be a multiple of twice heads ({self.heads})")
-        return self
-
-
-class TextGenerationConfig(ScenarioConfig):
-    """Settings of the scenario."""
-
-    model: GenerationModel = GenerationModel()
-    train: TrainConfig = TrainConfig(epochs=3, batch_size=8, lr=5e-4, clip=1.0)
-
-
-class Message(Section):
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-class GenerateRequest(Request):
-    """A prompt, or a conversation for a chat model, and how to continue it."""
-
-    prompt: str | None = None
-    """Text to continue."""
-    messages: list[Message] | None = None
-    """A conversation; the model's own chat template is used."""
-    max_new_tokens: int = Setting(64, ge=1, le=4096)
-    """Most tokens to generate."""
-    temperature: float = Setting(0.8, ge=0, le=5)
-    """0: always the most likely token."""
-    top_k: int = Setting(50, ge=0)
-    """Only the k most likely tokens; 0: all."""
-    top_p: float = Setting(0.95, gt=0, le=1)
-    """Only the most likely tokens that make up this probability."""
-    repetition_penalty: float = Setting(1.1, ge=0.1, le=10)
-    """Above 1: tokens that stand in the text already become less likely."""
-    stop: list[str] = Setting([], max_length=8)
-    """Texts that end the generation; left out of the answer."""
-    seed: int | None = Setting(None, ge=0, lt=2**63)
-    """The same seed and settings give the same text."""
-
-    @model_validator(mode="after")
-    def _one(self) -> GenerateRequest:
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give either prompt or messages")
-        return self
-
-
-class Usage(Section):
-    """Tokens of one request."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class GenerateResponse(Response):
-    """The generated text."""
-
-    text: str
-    finish_reason: Literal["stop", "length"]
-    """`stop`: an end token or a stop sequence came; `length`: max_new_tokens were generated."""
-    usage: Usage
-    warnings: list[str] = []
-    """For example that the model knows no Chinese."""
 
 
 class Item(NamedTuple):
@@ -193,34 +95,6 @@ def fit(config: TextGenerationConfig, rows: Sequence[Row]) -> Mapping[str, Any]:
         share = chinese_share("".join(row["text"][:2000] for row in rows[:500]))
         state["languages"] = [lang for lang, there in (("zh", share > 0.05), ("en", share < 0.95)) if there]
     return state
-
-
-class Processor:
-    """The tokenizer, and the chat template where the model has one."""
-
-    def __init__(self, state: Mapping[str, Any]) -> None:
-        from tokenizers import Tokenizer
-
-        self.tokenizer = Tokenizer.from_str(state["tokenizer"])
-        self.chat_template: str | None = state["chat_template"]
-        self.eos: list[int] = state["eos"]
-        self.languages: list[str] = state["languages"]
-        self.limit: int = state["architecture"].get("max_position_embeddings") or 2**31
-
-    def ids(self, text: str) -> list[int]:
-        """Token ids of a text, without special tokens."""
-        found: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return found
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as the model was trained to see it."""
-        from transformers import PreTrainedTokenizerFast
-
-        if self.chat_template is None:
-            raise BadInput("messages", "need a chat model; this one has no chat template, use prompt", "需要对话模型；该模型没有对话模板，请使用 prompt")
-        wrapped = PreTrainedTokenizerFast(tokenizer_object=self.tokenizer, chat_template=self.chat_template)
-        text: str = wrapped.apply_chat_template([m.model_dump() for m in messages], tokenize=False, add_generation_prompt=True)
-        return text
 
 
 @hookimpl

@@ -21,7 +21,7 @@ from scenarium_text_generation.base import SCRATCH, SMOLLM2, resolve
 from scenarium_text_generation.generator import CausalLM
 
 if TYPE_CHECKING:
-    from scenarium_text_generation import GenerationModel, TextGenerationConfig
+    from scenarium_text_generation.settings import GenerationModel, TextGenerationConfig
 
 disable_progress_bar()  # the trainer shows its own
 

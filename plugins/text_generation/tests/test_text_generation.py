@@ -17,6 +17,7 @@ from scenarium.core.config import Settings
 from scenarium.core.handle import Handle
 from scenarium.core.kit.pytest_plugin import ScenarioConformance
 from scenarium.core.registry import Registry
+from scenarium_text_generation.settings import GenerationModel, TextGenerationConfig
 from scenarium_text_generation.text import ByteTrigram, TextStream
 
 LINES = [
@@ -169,7 +170,7 @@ def test_items_cover_every_token_once() -> None:
         def ids(self, text: str) -> list[int]:
             return [int(word) for word in text.split()]
 
-    config = plugin.TextGenerationConfig(model=plugin.GenerationModel(context=16))
+    config = TextGenerationConfig(model=GenerationModel(context=16))
     rows = [{"text": " ".join(map(str, range(1, 40)))}, {"text": " ".join(map(str, range(50, 60)))}]
     encoded = [plugin.encode(config, item) for item in plugin.items(config, Words(), rows)]  # type: ignore[arg-type]  # only ids and eos are used
     labels = np.concatenate([e["labels"][e["labels"] != -100] for e in encoded])

@@ -1,0 +1,37 @@
+"""From a prompt or a conversation to tokens: the tokenizer of a version, and its chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scenarium.core import BadInput
+from scenarium_text_generation.messages import Message
+
+
+class Processor:
+    """The tokenizer, and the chat template where the model has one."""
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        from tokenizers import Tokenizer
+
+        self.tokenizer = Tokenizer.from_str(state["tokenizer"])
+        self.chat_template: str | None = state["chat_template"]
+        self.eos: list[int] = state["eos"]
+        self.languages: list[str] = state["languages"]
+        self.limit: int = state["architecture"].get("max_position_embeddings") or 2**31
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens."""
+        found: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return found
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The conversation as the model was trained to see it."""
+        from transformers import PreTrainedTokenizerFast
+
+        if self.chat_template is None:
+            raise BadInput("messages", "need a chat model; this one has no chat template, use prompt", "需要对话模型；该模型没有对话模板，请使用 prompt")
+        wrapped = PreTrainedTokenizerFast(tokenizer_object=self.tokenizer, chat_template=self.chat_template)
+        text: str = wrapped.apply_chat_template([m.model_dump() for m in messages], tokenize=False, add_generation_prompt=True)
+        return text
