@@ -16,7 +16,7 @@ from scenarium.core.errors import ScenariumError
 from scenarium.core.manifest import Manifest
 from scenarium.core.registry import Scenario
 from scenarium.core.relay import direct
-from scenarium.core.types import Signature, Traits
+from scenarium.core.types import Batch, Signature, Traits
 
 STATE = "state.json"
 
@@ -38,6 +38,8 @@ class Runtime:
         self.scenario = scenario
         self.preprocess, self.predict_batch, self.postprocess = direct(hook.preprocess), direct(hook.predict_batch), direct(hook.postprocess)
         self.state = state
+        self.version = 0
+        """Number of the stored version."""
         self.schema = hook.schema(config=config)
         self.traits = traits or hook.traits(config=config)
         self.signature: Signature = hook.signature(config=config, state=state)
@@ -57,6 +59,7 @@ class Runtime:
         stored = acceptance.stored_config(scenario, manifest)
         state = json.loads((folder / STATE).read_text(encoding="utf8"))
         runtime = cls(scenario.with_config(stored), state, folder, device, manifest.traits)
+        runtime.version = manifest.version
         acceptance.check_answer(runtime, manifest)
         return runtime
 
@@ -101,6 +104,54 @@ class Runtime:
                 times.forward += ended - began
                 times.postprocess += clock() - ended
         return [answer if answer is not None else ScenariumError("SCN-4003", name=self.scenario.name, reason="no answer") for answer in answers]
+
+    def infer(self, asked: Sequence[Batch], times: Times | None = None) -> list[tuple[Batch, int] | Exception]:
+        """Run the forward alone on arrays named, typed and shaped as the signature says, batch axis first: no preprocess, no postprocess.
+
+        Those of the same shapes run together, at most ``max_batch_size`` rows at once. The answer to each, in order: its outputs and how
+        many rows ran together, or its own error.
+        """
+        answers: list[tuple[Batch, int] | Exception | None] = [None] * len(asked)
+        groups: dict[Any, list[int]] = {}
+        for index, arrays in enumerate(asked):
+            groups.setdefault(tuple(array.shape[1:] for array in arrays.values()), []).append(index)
+        began = time.perf_counter_ns()
+        for group in groups.values():
+            while group:
+                count = total = 0
+                while count < len(group) and (not count or total + _rows(asked[group[count]]) <= self.max_batch_size):
+                    total += _rows(asked[group[count]])
+                    count += 1
+                part, group = group[:count], group[count:]
+                for index, answer in zip(part, self._forward([asked[index] for index in part]), strict=True):
+                    answers[index] = answer
+        if times:
+            times.forward += time.perf_counter_ns() - began
+        return [answer if answer is not None else ScenariumError("SCN-4003", name=self.scenario.name, reason="no answer") for answer in answers]
+
+    def _forward(self, part: Sequence[Batch]) -> list[tuple[Batch, int] | Exception]:
+        """One run; where it raises and the scenario is pure, it is halved until what raises stands alone."""
+        import numpy as np
+
+        total = sum(map(_rows, part))
+        try:
+            # A copy even of one: what came over the wire is read-only.
+            found = self.model({name: np.concatenate([arrays[name] for arrays in part]) for name in part[0]})
+            outputs = {spec.name: np.asarray(found[spec.name], dtype=spec.dtype) for spec in self.signature.outputs}
+            if wrong := [name for name, array in outputs.items() if array.shape[:1] != (total,)]:
+                raise ValueError(f"the forward gave another number of rows than {total} in {', '.join(wrong)}")
+        except Exception as fault:
+            if len(part) == 1 or not self.traits.pure:
+                return [self._fault(fault)] * len(part)
+            middle = len(part) // 2
+            return self._forward(part[:middle]) + self._forward(part[middle:])
+        answers: list[tuple[Batch, int] | Exception] = []
+        start = 0
+        for arrays in part:
+            end = start + _rows(arrays)
+            answers.append(({name: array[start:end] for name, array in outputs.items()}, total))
+            start = end
+        return answers
 
     def close(self) -> None:
         """End what the model holds beside memory (a process, a thread, a connection): its own ``close``, where it has one."""
@@ -149,6 +200,10 @@ class Runtime:
         error = ScenariumError("SCN-4003", name=self.scenario.name, reason=f"{type(fault).__name__}: {fault}")
         error.__cause__ = fault
         return error
+
+
+def _rows(arrays: Batch) -> int:
+    return len(next(iter(arrays.values())))
 
 
 def _bucket(item: Any) -> Any:

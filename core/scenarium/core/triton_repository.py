@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from scenarium.core.errors import ScenariumError
 from scenarium.core.manifest import Manifest
+from scenarium.core.tensors import DATATYPES
 from scenarium.core.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ EXPORT = "model.onnx"
 CONFIG = "config.pbtxt"
 CHECKED = "checked"
 """The manifest's tag ``export`` of a version whose export was compared with the trained model (``scenarium.core.exports``)."""
-_TYPES = {"bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64", "bfloat16": "BF16"}
-_TYPES |= {f"{sign}int{bits}": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 
 def root(store: Store) -> str:
@@ -198,5 +197,5 @@ def _tensors(kind: str, specs: Sequence[TensorSpec]) -> list[str]:
     for spec in specs:
         # Triton knows no tensor without an axis beside the batch: one of length 1 is declared and reshaped away.
         dims, reshape = (", ".join(map(str, spec.shape)), "") if spec.shape else ("1", " reshape { shape: [ ] }")
-        lines.append(f'{kind} [ {{ name: "{spec.name}" data_type: TYPE_{_TYPES[spec.dtype]} dims: [ {dims} ]{reshape} }} ]')
+        lines.append(f'{kind} [ {{ name: "{spec.name}" data_type: TYPE_{DATATYPES[spec.dtype]} dims: [ {dims} ]{reshape} }} ]')
     return lines

@@ -158,16 +158,29 @@ class Admission:
             raise self._reject("scope", "SCN-4103", ident=key.id, name=name)
         return Caller(key)
 
-    def _admin(self, call: Call, method: str) -> Caller:
+    def control(self, call: Call, origin: bytes) -> Caller:
+        """Let a request in that changes something for all callers, on a route whose clients name no content type: a foreign web page
+        shows itself by its ``Origin``.
+
+        Raises:
+            Rejected: SCN-4101, SCN-4102 (401), SCN-4104, SCN-4108 (403).
+        """
+        if origin and origin.rpartition(b"//")[2] != call.host.encode("latin-1"):
+            raise self._reject("admin", "SCN-4108", value=origin.decode("latin-1"))
+        return self._administrator(call)
+
+    def _administrator(self, call: Call) -> Caller:
         if self.keyring.asked or not self.local:
             key = self.identify(call)
             if not key.admin:
                 raise self._reject("admin", "SCN-4104")
-            caller = Caller(key)
-        elif is_local_name(call.host):
-            caller = ANONYMOUS
-        else:
-            raise self._reject("admin", "SCN-4108", value=call.host)
+            return Caller(key)
+        if is_local_name(call.host):
+            return ANONYMOUS
+        raise self._reject("admin", "SCN-4108", value=call.host)
+
+    def _admin(self, call: Call, method: str) -> Caller:
+        caller = self._administrator(call)
         if method not in READS and call.content_type.partition(";")[0].strip().lower() != "application/json":
             raise self._reject("admin", "SCN-4107", value=call.content_type)
         return caller

@@ -24,6 +24,7 @@ from scenarium.gateway.audit import Audit
 from scenarium.gateway.bulk import Bulk
 from scenarium.gateway.job_routes import Submit
 from scenarium.gateway.jobs import Jobs
+from scenarium.gateway.kserve.http import V2
 from scenarium.gateway.memory import Memory, budget_of, keeps
 from scenarium.gateway.predict import Predict
 from scenarium.gateway.rollouts import Rollouts
@@ -229,7 +230,13 @@ class App(Starlette):
     hot: dict[str, ASGIApp]
     """What follows ``/scenarios/{name}/`` to its endpoint."""
 
+    v2: V2
+    """Everything below ``/v2``."""
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (scope["path"].startswith("/v2/") or scope["path"] == "/v2"):
+            await self.v2(scope, receive, send)
+            return
         if scope["type"] == "http" and scope["path"].startswith(PREFIX):
             name, _, rest = scope["path"][len(PREFIX) :].partition("/")
             endpoint = self.hot.get(rest)
@@ -257,5 +264,6 @@ def create_app(registry: Registry, store: Store, config: GatewayConfig | None = 
     guarded = cold.Guard(cold.create_app(gateway), gateway)
     app = App(routes=[Mount("/", guarded)], lifespan=lifespan, exception_handlers={Exception: cold.crashed})
     app.hot = hot
+    app.v2 = V2(gateway)
     app.state.gateway = gateway
     return app

@@ -110,7 +110,7 @@ class WorkerLink(asyncio.Protocol):
                 r.body,
                 r.content_type,
                 max(1, min(int((r.deadline - now) * 1000), 0xFFFFFFFF)),
-                frames.STREAM if r.stream else frames.PREDICT,
+                frames.STREAM if r.stream else frames.INFER if r.infer else frames.PREDICT,
                 r.language,
                 r.trace,
                 r.key,

@@ -13,8 +13,10 @@ drain      4   finish what is open, then exit 0
 ping       5   ``token: u64``
 ========= ==== ====================================================================================================
 
-An item is ``rid: u64, body: u32, remaining_ms: u32, mode: u8 (0 predict, 1 stream), language: u8 (0 en, 1 zh),
+An item is ``rid: u64, body: u32, remaining_ms: u32, mode: u8 (0 predict, 1 stream, 2 infer), language: u8 (0 en, 1 zh),
 content_type: u16, trace: u16, key: u16`` (lengths in bytes), then content type, ``traceparent``, routing key and body.
+The body of an ``infer`` item is that of a v2 request: JSON header and tensors (``scenarium.core.tensors``); its content type is the header's
+length (0: the whole body), a space and the model's name. The answer starts with ``scenarium.core.tensors.HEAD``.
 
 From the worker:
 
@@ -50,7 +52,7 @@ COUNT = struct.Struct("<H")
 ASK = struct.Struct("<QIIBBHHH")
 ANSWER = struct.Struct("<QHIIII")
 
-PREDICT, STREAM = 0, 1
+PREDICT, STREAM, INFER = 0, 1, 2
 LANGUAGES = ("en", "zh")
 LARGEST_BATCH = 65_535
 """Most items of one batch frame."""

@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel
 from pydantic_core import to_json
@@ -36,6 +36,9 @@ from scenarium.core.traces import print_fault
 from scenarium.core.workers import frames
 from scenarium.core.workers.alarm import make_alarm
 from scenarium.core.workers.frames import Answer, Item
+
+if TYPE_CHECKING:
+    from scenarium.core.workers.infer import Inference
 
 TAKEOVER_S = 0.02
 """A batch that takes longer is long."""
@@ -55,6 +58,7 @@ class Worker:
         self.sock = sock
         self.reader = reader
         self.runtime = runtime
+        self._inference: Inference | None = None
         self.log_payloads = runtime.scenario.config.serve.log_payloads
         self.cancelled: set[int] = set()
         self.open: set[int] = set()
@@ -147,6 +151,8 @@ class Worker:
         predicts = [entry for entry in batch if entry.item.mode == frames.PREDICT]
         if predicts:
             self._predict(predicts)
+        if len(predicts) < len(batch) and (infers := [entry for entry in batch if entry.item.mode == frames.INFER]):
+            self._infer(infers)
         for entry in batch:
             if entry.item.mode == frames.STREAM:
                 self._stream(entry)
@@ -155,6 +161,8 @@ class Worker:
         try:
             if entry.item.mode == frames.STREAM:
                 self._stream(entry)
+            elif entry.item.mode == frames.INFER:
+                self._infer([entry])
             else:
                 self._predict([entry])
         except OSError:
@@ -188,6 +196,28 @@ class Worker:
         for entry, request, answer in zip(asked, requests, self.runtime.predict(requests, times), strict=True):
             out.append(self._finish(entry, request, answer, times, began))
         for entry in batch:
+            self._close(entry.item.rid)
+        self.send(b"".join(out))
+
+    def _infer(self, batch: list[Open]) -> None:
+        began = time.monotonic()
+        batch = self._live(batch, began)
+        if self._inference is None:
+            from scenarium.core.workers.infer import Inference  # NumPy: not in a worker that is asked for no tensors
+
+            self._inference = Inference(self.runtime)
+
+        def log(place: int, request: BaseModel, answer: BaseModel | Exception) -> None:
+            if self.log_payloads:
+                outcome = {"error": self._error(answer).problem()} if isinstance(answer, Exception) else {"answer": answer.model_dump(mode="json")}
+                self._log(batch[place], request, outcome)
+
+        times = Times()
+        answers = self._inference.answers([entry.item for entry in batch], times, log)
+        times.postprocess = max(0, int((time.monotonic() - began) * 1e9) - times.preprocess - times.forward)
+        out = []
+        for entry, answer in zip(batch, answers, strict=True):
+            out.append(self._problem(entry, answer, times, began) if isinstance(answer, Exception) else self._answer(entry, 200, times, began, answer))
             self._close(entry.item.rid)
         self.send(b"".join(out))
 

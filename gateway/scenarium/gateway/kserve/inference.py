@@ -1,0 +1,113 @@
+"""One inference, whichever protocol brought it: what concerns the gateway is read from its header, the rest goes to a worker as it is.
+
+The header is parsed here only where it holds a word that concerns the gateway (``WORDS``): the worker reads and checks it anyway, and a
+large JSON tensor would hold up every other request meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from scenarium.core.errors import ScenariumError
+from scenarium.core.tensors import HEAD, Malformed, read_header
+from scenarium.gateway.kserve.refusals import of_problem
+from scenarium.gateway.kserve.shared_memory import Part, Regions
+from scenarium.gateway.kserve.statistics import Statistics
+from scenarium.gateway.predict import count_answer, failed
+
+if TYPE_CHECKING:
+    from scenarium.gateway.batching import Outcome, Request
+    from scenarium.gateway.kserve.models import Model
+    from scenarium.gateway.predict import Call
+
+WORDS = (b'"priority"', b'"timeout"', b'"shared_memory_region"')
+PRIORITIES = {0: b"normal", 1: b"high", 2: b"normal"}
+"""Triton's priorities, 1 the highest and 0 the model's default; from 3 on: low."""
+
+
+class Reply(NamedTuple):
+    """A whole answer."""
+
+    body: bytes
+    length: int
+    """Of its header; 0: it is all JSON."""
+    version: int
+
+
+class Inference:
+    """What all inferences of one gateway share."""
+
+    def __init__(self) -> None:
+        self.regions = Regions()
+        self.statistics = Statistics()
+
+    async def run(self, model: Model, call: Call, body: bytes, length: int, watch: Callable[[Request], Callable[[], None]] | None = None) -> Reply:
+        """The answer to one request; ``length`` is that of its header, 0 where it is the whole body. ``watch`` makes what looks for the
+        client's leaving; without it the caller cancels.
+
+        Raises:
+            ScenariumError, Refusal: there is no answer.
+            Disconnected: the client left.
+        """
+        service = model.service
+        if service.fault:
+            raise service.fault
+        if model.form == "stream":
+            raise ScenariumError("SCN-4205", name=model.name, scenario=service.name)
+        limit_ms = call.deadline(service.config.deadline_ms)
+        placed: dict[str, Part] = {}
+        if any(body.find(word, 0, length or len(body)) >= 0 for word in WORDS):
+            header = read_header(body[: length or len(body)])
+            limit_ms = policy(header.get("parameters"), call, limit_ms)
+            body, length, placed = self.regions.inline(header, body, length)
+        ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        now = time.monotonic()
+        request = call.request(body, now, limit_ms, lambda outcome: None if ended.done() else ended.set_result(outcome))
+        request.infer, request.content_type, request.key = True, f"{length} {model.name}", call.key
+        if watch:
+            request.watch = watch(request)
+        service.submit(request)
+        try:
+            outcome = await ended
+        except asyncio.CancelledError:
+            service.cancel(request)
+            raise
+        return self._reply(model, request, outcome, limit_ms, placed)
+
+    def _reply(self, model: Model, request: Request, outcome: Outcome, limit_ms: float, placed: dict[str, Part]) -> Reply:
+        service = model.service
+        figures = self.statistics.of(model.name, str(outcome.version or service.served))
+        seconds = time.monotonic() - request.entered
+        if outcome.failure:
+            figures.failed(seconds)
+            raise failed(service, request, outcome, limit_ms)
+        count_answer(service, request, outcome)
+        if outcome.status >= 400:
+            figures.failed(seconds)
+            raise of_problem(json.loads(outcome.body), outcome.version)
+        length, rows, run = HEAD.unpack_from(outcome.body)
+        figures.answered(seconds, request.sent - request.entered, outcome.times, rows, run)
+        body = outcome.body[HEAD.size :]
+        if placed:
+            body, length = self.regions.place(body, length, placed)
+        return Reply(body, length, outcome.version)
+
+
+def policy(parameters: Any, call: Call, limit_ms: float) -> float:
+    """Take priority and time-out (microseconds) from a request's parameters, as Triton's schedule policy has them; the milliseconds that it may take.
+
+    Raises:
+        Malformed: one is no whole number, or negative.
+    """
+    if not isinstance(parameters, dict):
+        return limit_ms
+    priority, timeout = parameters.get("priority", 0), parameters.get("timeout", 0)
+    if any(type(each) is not int or each < 0 for each in (priority, timeout)):
+        raise Malformed("has a priority or a timeout that is no whole number from 0 on", "的 priority 或 timeout 不是非负整数")
+    if priority:
+        call.priority = PRIORITIES.get(priority, b"low")
+    return min(limit_ms, timeout / 1000) if timeout else limit_ms
