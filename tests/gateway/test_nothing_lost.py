@@ -23,7 +23,7 @@ from tests.gateway.load import Client, Unanswered
 
 TOTAL = 10_000
 CLIENTS = 24
-TABLE = '[scenarios.unit.serve]\nworkers = {workers}\nqueue_size = {queue}\nthreads = {threads}\n'
+TABLE = "[scenarios.unit.serve]\nworkers = {workers}\nqueue_size = {queue}\nthreads = {threads}\n"
 
 pytestmark = pytest.mark.slow
 
@@ -158,7 +158,7 @@ def test_reload_by_a_signal_with_changed_settings(shared_lab, gateway):
             os.kill(gateway.popen.pid, signal.SIGHUP)
             told = shared_lab.until(lambda seen=seen: [each for each in list(gateway.events) if each["event"] == "reloaded"][seen:])
             assert name in told[0][what]
-            shared_lab.until(lambda: len(workers(gateway)) == settings.get("workers", 1))
+            shared_lab.until(lambda count=settings.get("workers", 1): len(workers(gateway)) == count)
 
     load = Load(gateway)
     load.under(event)
@@ -207,6 +207,35 @@ def test_a_dead_zygote(shared_lab, gateway):
     load = Load(gateway)
     load.under(event)
     load.lost_nothing()
+
+
+class Beside(Load):
+    """Now and then a request goes to one of two scenarios of which one has room."""
+
+    def path(self, number):
+        return f"/scenarios/m{number // 200 % 2}/predict" if number % 200 == 0 else "/scenarios/unit/predict"
+
+
+def test_eviction(lab):
+    lab.publish("unit")
+    for name in ("m0", "m1"):
+        lab.publish(name, "heavy", weights=24 << 20)
+    sets = ["scenarios.m0.plugin=heavy", "gateway.residence_s=0"]
+    both = lab.start({"unit": "unit", "heavy": "heavy"}, *sets)
+    both.ready("unit", "m0")
+    used, one = lab.until(lambda: (found := memory(both))[1] and found)
+    both.stop()
+    gateway = lab.start({"unit": "unit", "heavy": "heavy"}, *sets, "scenarios.m1.plugin=heavy", f"gateway.memory_budget={int(used + 0.6 * one)}")
+    gateway.ready("unit")
+    load = Beside(gateway)
+    load.under(lambda load: lab.until(lambda: sum(each["event"] == "evicted" for each in list(gateway.events)) >= 10, 30))
+    load.lost_nothing()
+
+
+def memory(gateway):
+    """Bytes of all processes, and of the worker of ``m0``; 0 where they were not measured yet."""
+    metrics = dict(line.rsplit(" ", 1) for line in gateway.client.get("/metrics").text.splitlines() if not line.startswith("#"))
+    return float(metrics.get("scenarium_memory_used_bytes", 0)), float(metrics.get('scenarium_memory_bytes{scenario="m0"}', 0))
 
 
 def test_sigterm(lab):
