@@ -10,6 +10,7 @@ CODE = """
 import sys, tempfile
 from pathlib import Path
 from scenarium.core.kit.writes import watch_writes
+Path(sys.argv[1]).mkdir(parents=True)
 with watch_writes(Path(sys.argv[1]) / "allowed") as found:
     with tempfile.TemporaryFile() as file:
         file.write(b"x")

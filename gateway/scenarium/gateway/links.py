@@ -229,7 +229,8 @@ class WorkerLink(asyncio.Protocol):
             self.ready.set_result(None)
         elif kind == frames.FAULT:
             fault = json.loads(bytes(body))
-            self.ready.set_result({"code": str(fault["code"]), **{lang: {key: str(fault[lang][key]) for key in ("title", "hint")} for lang in frames.LANGUAGES}})
+            texts = {lang: {key: str(fault[lang][key]) for key in ("title", "hint")} for lang in frames.LANGUAGES}
+            self.ready.set_result({"code": str(fault["code"]), **texts})
         elif kind == frames.PONG:
             pong = self._pongs.get(frames.RID.unpack(body)[0])
             if pong and not pong.done():

@@ -49,7 +49,21 @@ class Disconnected(Exception):
 class Call:
     """What the headers of one HTTP request say."""
 
-    __slots__ = ("caller", "content_type", "credential", "deadline_ms", "encoding", "host", "key", "language", "length", "priority", "rid", "rid_header", "trace")
+    __slots__ = (
+        "caller",
+        "content_type",
+        "credential",
+        "deadline_ms",
+        "encoding",
+        "host",
+        "key",
+        "language",
+        "length",
+        "priority",
+        "rid",
+        "rid_header",
+        "trace",
+    )
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.rid = next(_COUNT)
