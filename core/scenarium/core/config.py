@@ -175,6 +175,10 @@ class GatewayConfig(Section):
     """Connections at once; one more is answered with 503 and closed."""
     memory_budget: ByteSize | None = Field(None, gt=0)
     """Bytes (`4GiB`, `500MB`) that the gateway and its workers may use; scenarios come and go within. None: 80 % of a container's limit, else no budget."""
+    access_log: float = Field(0, ge=0, le=1)
+    """Share of the requests that get a line in the log (id, scenario, version, status, milliseconds, key id, trace id). 0: none; 1: all."""
+    tracing: bool | None = None
+    """Send traces by OpenTelemetry, as the `OTEL_…` variables say (`pip install "scenarium[otel]"`). None: where they name a receiver."""
     jobs: str | None = "jobs.sqlite"
     """File of the jobs of this gateway; a relative path lies beside `scenarios.toml`. None: no jobs."""
     job_deadline_s: float = Field(3600.0, gt=0)

@@ -325,6 +325,7 @@ def stream(config: ScenarioConfig, processor: Any, model: Any, request: BaseMode
 def log_entry(scenario: str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
     """Change what is about to be logged or audited of a request (``request``, ``answer``, ``error``: JSON values).
 
-    Called in the worker before an entry leaves it. Extensions wrap it to mask personal data. Default: the entry.
+    Called in the worker before an entry leaves it; and in the gateway, with the extensions alone, for what a client chose of a line of the access
+    log (``request_id``, ``path``). Extensions wrap it to mask personal data. Default: the entry.
     """
     raise NotImplementedError

@@ -19,6 +19,7 @@ from scenarium.core.registry import Registry
 from scenarium.core.rollouts import Standing, standing
 from scenarium.core.store import Store
 from scenarium.gateway import cold, logs, reloading, watchdog
+from scenarium.gateway.access_log import AccessLog
 from scenarium.gateway.admission import Admission
 from scenarium.gateway.audit import Audit
 from scenarium.gateway.bulk import Bulk
@@ -30,6 +31,7 @@ from scenarium.gateway.predict import Predict
 from scenarium.gateway.rollouts import Rollouts
 from scenarium.gateway.services import Service, zygote_kind
 from scenarium.gateway.stream import Stream
+from scenarium.gateway.tracing import Tracing, open_tracing
 from scenarium.gateway.zygotes import Nursery
 
 if TYPE_CHECKING:
@@ -52,6 +54,9 @@ class Gateway:
         self.memory = Memory(budget_of(config.memory_budget), self.services)
         self.admission = Admission(config, registry.settings)
         self.audit: Audit | None = None
+        self.access_log: AccessLog | None = None
+        self.tracing: Tracing | None = None
+        self.opened = False
         self.jobs = Jobs(self)
         self.rollouts = Rollouts(self.services)
         self.drain_s = config.drain_s
@@ -76,14 +81,29 @@ class Gateway:
         return found
 
     def open(self) -> None:
-        """Open what decides whether a gateway may start at all: keys and audit log. Doing it again changes nothing.
+        """Open what decides whether a gateway may start at all: keys, audit log, what masks the access log, traces. Doing it again
+        changes nothing.
 
         Raises:
-            ScenariumError: SCN-1101, SCN-1102 (keys), SCN-1105 (audit log).
+            ScenariumError: SCN-1101, SCN-1102 (keys), SCN-1105 (audit log), SCN-1002 (an extension), SCN-1120 (traces).
         """
         self.admission.open()
-        if self.config.audit and self.audit is None:
+        if self.opened:
+            return
+        if self.config.audit:
             self.audit = Audit(self.registry.settings.path_of(self.config.audit, "gateway", "audit"))
+        if self.config.access_log:
+            self.access_log = AccessLog(self.config.access_log, self.registry)
+        self.tracing = open_tracing(self.config.tracing, os.environ)
+        self.opened = True
+
+    def around(self, app: App) -> ASGIApp:
+        """The app within what watches its requests; itself where nothing does."""
+        served: ASGIApp = app
+        for watcher in (self.access_log, self.tracing):
+            if watcher:
+                served = watcher.around(served, app)
+        return served
 
     async def start(self) -> None:
         """Start every scenario that has a version; returns before they are ready.
@@ -92,7 +112,7 @@ class Gateway:
             ScenariumError: SCN-1101, SCN-1102 (keys), SCN-1105 (audit log).
         """
         await asyncio.to_thread(self.open)
-        self.nursery = Nursery()
+        self.nursery = Nursery(tracing=self.tracing is not None)
         for name, plugin in self.registry.names().items():
             self.services[name] = self.make_service(name, plugin)
         numbers = await asyncio.to_thread(self._numbers)
@@ -126,6 +146,8 @@ class Gateway:
         await self.admission.close()
         if self.audit:
             await asyncio.to_thread(self.audit.close)
+        if self.tracing:
+            await asyncio.to_thread(self.tracing.close)
 
     def make_service(self, name: str, plugin: str) -> Service:
         """The service; settings that are wrong make this scenario fail and no other."""
@@ -134,7 +156,10 @@ class Gateway:
             config = self.registry.serve_config(name)
         except ScenariumError as fault:
             config, wrong = ServeConfig(), fault
-        return Service(name, plugin, config, self.registry, self.store, self.nursery, self.memory, wrong)
+        service = Service(name, plugin, config, self.registry, self.store, self.nursery, self.memory, wrong)
+        if self.tracing:
+            service.queued = self.tracing.queued
+        return service
 
     def spawn(self, work: Any) -> None:
         """Run something beside, until the gateway stops."""
@@ -232,6 +257,11 @@ class App(Starlette):
 
     v2: V2
     """Everything below ``/v2``."""
+
+    def hot_route(self, path: str) -> tuple[str, str]:
+        """The scenario that a path names, and the route; both empty where it is none of the hot ones."""
+        name, _, rest = path[len(PREFIX) :].partition("/") if path.startswith(PREFIX) else ("", "", "")
+        return (name, f"{PREFIX}{{name}}/{rest}") if rest in self.hot else ("", "")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (scope["path"].startswith("/v2/") or scope["path"] == "/v2"):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _COUNT = itertools.count(1)
 _BOOT = os.urandom(5).hex()
 _SANE_ID = re.compile(rb"[\w.:/+=@-]{1,128}")
-_TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _PRIORITY = {priority.encode(): priority for priority in PRIORITIES}
 LONGEST_TYPE = 1024
 """Most bytes of a content type that are looked at."""
@@ -95,7 +95,7 @@ class Call:
             elif name == b"x-request-id":
                 self.rid_header = value if _SANE_ID.fullmatch(value) else b""
             elif name == b"traceparent":
-                self.trace = value.decode("latin-1") if _TRACE.fullmatch(value) else ""
+                self.trace = value.decode("latin-1") if TRACE.fullmatch(value) else ""
             elif name == b"x-scenarium-key":
                 self.key = value.decode("utf8", "replace")[:256]
             elif name == b"x-scenarium-deadline-ms":
@@ -234,7 +234,7 @@ class Endpoint:
             if scope["method"] != "POST":
                 raise ScenariumError("SCN-4016", method=scope["method"], path=scope["path"])
             name = scope["path_params"]["name"]
-            call.caller = caller = await self.gateway.admission.admit(call, name)
+            scope["caller"] = call.caller = caller = await self.gateway.admission.admit(call, name)
             if call.encoding not in (b"", b"identity"):
                 raise ScenariumError("SCN-4113", value=call.encoding.decode("latin-1"))
             if caller.key and caller.key.rate:
@@ -311,8 +311,10 @@ def count_answer(service: Service, request: Request, outcome: Outcome, found: Fo
         service.stats.shared(outcome.status, time.monotonic() - request.entered)
     else:
         service.stats.answered(outcome.status, time.monotonic() - request.entered, request.sent - request.entered, outcome.times)
+    if service.queued and found != "hit" and found != "joined":
+        service.queued(request)
     if outcome.status >= 500:
-        logs.event("error", "request_failed", scenario=service.name, request_id=request.ident.decode(), status=outcome.status)
+        logs.event("error", "request_failed", scenario=service.name, **request.about(), status=outcome.status)
 
 
 def failed(service: Service, request: Request, outcome: Outcome, limit_ms: float) -> ScenariumError:
@@ -322,8 +324,10 @@ def failed(service: Service, request: Request, outcome: Outcome, limit_ms: float
         Disconnected: the client left, so nobody needs to be told.
     """
     service.stats.failed(outcome.failure)
+    if service.queued:
+        service.queued(request)
     if outcome.failure == "cancelled":
         raise Disconnected
     error = problems.of_failure(service, outcome, limit_ms)
-    logs.event("warning", "request_failed", scenario=service.name, request_id=request.ident.decode(), code=error.code)
+    logs.event("warning", "request_failed", scenario=service.name, **request.about(), code=error.code)
     return error

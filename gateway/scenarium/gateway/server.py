@@ -40,7 +40,7 @@ def serve(
 
     Raises:
         OSError: the address cannot be bound.
-        ScenariumError: SCN-1101, SCN-1102 (keys), SCN-1105 (audit log), SCN-1107 (Redis).
+        ScenariumError: SCN-1101, SCN-1102 (keys), SCN-1105 (audit log), SCN-1107 (Redis), SCN-1002 (an extension), SCN-1120 (traces).
     """
     if beside is None:  # else the caller has chosen
         logs.set_format(config.log_format)
@@ -54,7 +54,7 @@ def serve(
     host, port = listener.getsockname()[:2]
     bounds = Bounds(config, app.state.gateway.admission.rejected)
     options = uvicorn.Config(
-        app,
+        app.state.gateway.around(app),
         http=cast(Any, bounds.connection),
         timeout_keep_alive=cast(int, config.keep_alive_s),  # it is only added to a time
         log_config=None,  # uvicorn's own lines go through the root logger

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scenarium.core import spans
 from scenarium.core.workers.zygote import BARE, TORCH
 from scenarium.gateway import logs
 
@@ -172,9 +173,12 @@ class Zygote:
 class Nursery:
     """Where workers come from: a bare and a torch zygote, each made when it is first needed and made anew when it died or is stale."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracing: bool = False) -> None:
+        self.tracing = tracing
+        """Whether workers send spans."""
         self.zygotes: dict[str, Zygote] = {}
-        self.preload: dict[str, set[str]] = {"bare": set(BARE), "torch": set(TORCH)}
+        more = spans.MODULES if tracing else ()
+        self.preload: dict[str, set[str]] = {"bare": {*BARE, *more}, "torch": {*TORCH, *more}}
         self.exits: dict[int, int] = {}
         """Exit status of the workers whose end a zygote reported."""
         self.retired: list[subprocess.Popen[bytes]] = []

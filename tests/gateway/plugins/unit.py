@@ -31,7 +31,7 @@ class Config(ScenarioConfig):
 class Ask(Request):
     text: str
     do: str = "answer"
-    """`answer`, `sleep`, `raise`, `kill`, `exit`, `hang`, `print`, `orphan`, `grow`."""
+    """`answer`, `sleep`, `raise`, `kill`, `exit`, `hang`, `print`, `orphan`, `grow`, `span`."""
     seconds: float = 0.0
     trail: str | None = None
     """A file to which every run of this request adds its text."""
@@ -105,6 +105,11 @@ def predict_batch(config, model, batch):
             subprocess.run(["sh", "-c", "sleep 0.2 &"], check=True)
         elif request.do == "grow":
             return [b"x" * 2**30] * len(batch)
+        elif request.do == "span":
+            from opentelemetry import trace
+
+            with trace.get_tracer("plugin").start_as_current_span("look up"):
+                time.sleep(request.seconds)
         elif request.do == "print":
             print("to stdout:", request.text)
             sys.stderr.write(f"to stderr: {request.text}\n")

@@ -36,6 +36,7 @@ from scenarium.core.traces import print_fault
 from scenarium.core.workers import frames
 from scenarium.core.workers.alarm import make_alarm
 from scenarium.core.workers.frames import Answer, Item
+from scenarium.core.workers.spans import Spans
 
 if TYPE_CHECKING:
     from scenarium.core.workers.infer import Inference
@@ -54,8 +55,9 @@ class Open(NamedTuple):
 class Worker:
     """Answers the frames of one socket with one loaded version."""
 
-    def __init__(self, sock: socket.socket, reader: frames.Reader, runtime: Runtime) -> None:
+    def __init__(self, sock: socket.socket, reader: frames.Reader, runtime: Runtime, spans: Spans | None = None) -> None:
         self.sock = sock
+        self.spans = spans
         self.reader = reader
         self.runtime = runtime
         self._inference: Inference | None = None
@@ -182,6 +184,7 @@ class Worker:
     def _predict(self, batch: list[Open]) -> None:
         began = time.monotonic()
         batch = self._live(batch, began)
+        spans = self.spans and self.spans.begin("predict", [entry.item.trace for entry in batch], len(batch))
         times = Times()
         requests: list[BaseModel] = []
         asked: list[Open] = []
@@ -198,10 +201,13 @@ class Worker:
         for entry in batch:
             self._close(entry.item.rid)
         self.send(b"".join(out))
+        if spans:
+            spans.end(times)
 
     def _infer(self, batch: list[Open]) -> None:
         began = time.monotonic()
         batch = self._live(batch, began)
+        spans = self.spans and self.spans.begin("infer", [entry.item.trace for entry in batch], len(batch))
         if self._inference is None:
             from scenarium.core.workers.infer import Inference  # NumPy: not in a worker that is asked for no tensors
 
@@ -220,6 +226,8 @@ class Worker:
             out.append(self._problem(entry, answer, times, began) if isinstance(answer, Exception) else self._answer(entry, 200, times, began, answer))
             self._close(entry.item.rid)
         self.send(b"".join(out))
+        if spans:
+            spans.end(times)
 
     def _finish(self, entry: Open, request: BaseModel, answer: BaseModel | Exception, times: Times, began: float) -> bytes:
         if not isinstance(answer, BaseException):
@@ -239,6 +247,7 @@ class Worker:
         item, began, times = entry.item, time.monotonic(), Times()
         if not self._live([entry], began):
             return
+        spans = self.spans and self.spans.begin("stream", [item.trace], 1)
         status, body = 200, b""
         try:
             parts = self.runtime.stream(self.runtime.decode(item.body, item.content_type))
@@ -260,6 +269,8 @@ class Worker:
         times.forward = int((time.monotonic() - began) * 1e9)
         self._close(item.rid)
         self.send(self._answer(entry, status, times, began, body, frames.END))
+        if spans:
+            spans.end(times)
 
     def _close(self, rid: int) -> None:
         self.open.discard(rid)
@@ -305,6 +316,7 @@ def serve(sock: socket.socket) -> None:
         if "nice" in hello and hasattr(os, "nice"):
             os.nice(hello["nice"])  # before any thread is there: each takes it from the one that starts it
         set_threads(hello["threads"])
+        spans = Spans(hello["scenario"]) if hello["tracing"] else None
         runtime = open_runtime(hello)
     except BaseException as fault:  # a plugin may raise SystemExit
         sock.sendall(json_fault(fault, hello["scenario"]))
@@ -321,9 +333,11 @@ def serve(sock: socket.socket) -> None:
         "streams": runtime.traits.streams,
         "load_ms": round((time.monotonic() - began) * 1000),
     }
-    worker = Worker(sock, reader, runtime)
+    worker = Worker(sock, reader, runtime, spans)
     worker.send(frames.json_frame(frames.READY, ready))
     worker.run()
+    if spans:
+        spans.close()
 
 
 def open_runtime(hello: dict[str, Any]) -> Runtime:
