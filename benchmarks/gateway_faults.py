@@ -63,13 +63,18 @@ class Watch:
             sizes = {pid: size for pid in self.gateway.processes() if (size := pss_mb(pid)) is not None}
             self.pids |= set(sizes)
             self.samples.append(Sample(time.monotonic() - began, sizes[own], sum(sizes.values()), len(os.listdir(f"/proc/{own}/fd"))))
+            if len(self.samples) % 12 == 0:
+                print(f"{'':9}gateway {sizes[own]:.1f} MB, all {sum(sizes.values()):.1f} MB in {len(sizes)} processes", flush=True)
             await asyncio.sleep(5)
 
-    def growth(self, field: str, after: float) -> float:
-        """From the minute after ``after`` seconds to the last minute: the difference of the medians."""
+    def growth(self, field: str) -> float:
+        """From minute 5 to the end: the difference of medians over ten minutes (a third of what there is, in a short run), since each
+        fault changes for a while how much the workers share."""
         last = self.samples[-1].at
-        early = [getattr(s, field) for s in self.samples if after <= s.at <= after + 60]
-        late = [getattr(s, field) for s in self.samples if s.at >= last - 60]
+        after = min(300.0, last / 3)
+        span = min(600.0, (last - after) / 3)
+        early = [getattr(s, field) for s in self.samples if after <= s.at <= after + span]
+        late = [getattr(s, field) for s in self.samples if s.at >= last - span]
         return float(statistics.median(late) - statistics.median(early))
 
 
@@ -145,7 +150,6 @@ def report(load: Load, faults: Faults, watch: Watch, seconds: float, left: int) 
     others = faults.others()
     for title, found in (("lost", load.lost), ("crossed", load.crossed), ("errors of others", others), ("not well in time", faults.broken)):
         print(f"\n{title}: {len(found)}", *found[:20], sep="\n  ")
-    after = min(300.0, seconds / 3)
     name = f"gateway: {seconds / 60:g} minutes of mixed faults"
     made = [
         results.figure(f"{name}, requests", sum(load.sent.values()), "", "higher"),
@@ -154,9 +158,9 @@ def report(load: Load, faults: Faults, watch: Watch, seconds: float, left: int) 
         results.figure(f"{name}, crossed answers", len(load.crossed), "", "lower", 0, 0),
         results.figure(f"{name}, errors of requests that no fault was aimed at", len(others), "", "lower", 0, 0),
         results.figure(f"{name}, faults after which not all was well within 60 s", len(faults.broken), "", "lower", 0, 0),
-        results.figure(f"{name}, growth of the process tree's memory (PSS)", watch.growth("tree_mb", after), "MB", "lower", 20, 0),
-        results.figure(f"{name}, growth of the gateway's memory (PSS)", watch.growth("gateway_mb", after), "MB", "lower", 20, 0),
-        results.figure(f"{name}, growth of the gateway's open files", watch.growth("files", after), "", "lower"),
+        results.figure(f"{name}, growth of the process tree's memory (PSS)", watch.growth("tree_mb"), "MB", "lower", 20, 0),
+        results.figure(f"{name}, growth of the gateway's memory (PSS)", watch.growth("gateway_mb"), "MB", "lower", 20, 0),
+        results.figure(f"{name}, growth of the gateway's open files", watch.growth("files"), "", "lower"),
         results.figure(f"{name}, processes that stayed behind", left, "", "lower", 0, 0),
     ]
     for kind, took in sorted(faults.recovery.items()):
