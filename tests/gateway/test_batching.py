@@ -356,15 +356,52 @@ def test_a_batch_is_not_ended_for_one_of_its_clients_where_its_neighbours_would_
     assert world.alive[0].open == 2
 
 
+def closed_loop(world: World, clients: int, until: float) -> list[int]:
+    """Batch sizes where each client asks again 1 ms after its answer."""
+    sizes: list[int] = []
+    world.batcher.batch_sizes = sizes.append
+    world.batcher.wake = lambda when: world.at(when, lambda: world.batcher.pump(world.now))
+    rids = iter(range(10**6))
+
+    def ask() -> None:
+        rid = next(rids)
+        world.submit(rid, "ok", 30)
+        resolve = world.requests[rid].resolve
+        world.requests[rid].resolve = lambda outcome: (resolve(outcome), world.now < until and world.at(world.now + 0.001, ask))[0]
+
+    for _ in range(clients):
+        ask()
+    world.run(until + 1)
+    return sizes
+
+
 def test_waiting_for_a_fuller_batch_is_opt_in():
-    for delay, expected in ((0.0, [1, 3]), (0.02, [4])):
-        world = quiet(max_delay=delay)
-        sizes: list[int] = []
-        world.batcher.batch_sizes = sizes.append
-        for rid in range(4):
-            world.submit(rid, "ok", 30)
-        world.run(1)
-        assert sizes == expected
+    """Clients that come back together are two halves for a worker that never waits, one batch for one that does."""
+    assert max(closed_loop(quiet(), 8, 2.0)[4:20]) < 8
+    assert closed_loop(quiet(max_delay=0.005), 8, 2.0)[4:20] == [8] * 16
+
+
+def test_a_batch_goes_as_soon_as_all_are_there_or_the_delay_is_over():
+    world = quiet(max_delay=0.02, max_batch=64)
+    closed_loop(world, 4, 1.0)
+    waits = [request.sent - request.entered for rid, request in world.requests.items() if 20 < rid < 60]
+    assert max(waits) < 0.0001, "nobody else was to come"
+    world.submit(10**6, "ok", 30)
+    world.run(world.now + 1)
+    alone = world.requests[10**6]
+    assert alone.sent - alone.entered == pytest.approx(0.02), "three more might have come"
+
+
+def test_one_client_never_waits():
+    world = quiet(max_delay=0.02)
+    closed_loop(world, 1, 1.0)
+    assert all(request.sent == request.entered for request in world.requests.values())
+
+
+def test_no_worker_idles_while_another_has_everything():
+    world = quiet(workers=2, max_batch=32)
+    sizes = closed_loop(world, 32, 2.0)
+    assert max(sizes[2:]) <= 16
 
 
 def test_one_key_goes_to_one_worker():

@@ -5,7 +5,10 @@ Time comes in as ``now`` (seconds, any monotonic clock); what is to be done goes
 
 Rules:
 
-- A free worker takes whatever waits, up to its ``max_batch``; while it works the next batch gathers. ``max_delay`` is opt-in.
+- A free worker takes whatever waits, up to its ``max_batch`` and its share of all that is open, so that none idles while another has
+  everything; while it works the next batch gathers.
+- ``max_delay`` is opt-in: a free worker waits so long at most for its share of as many requests as were lately open at once, since clients
+  that ask again when they are answered all come back a moment after a batch.
 - Every request ends exactly once: answered, or with its own error.
 - A cancelled or expired request is never sent to a worker.
 - A ``high`` request counts as if it had come ``AGE_S`` earlier, a ``low`` one as if it had come that much later, and who came first
@@ -27,6 +30,7 @@ from typing import Literal, NamedTuple, Protocol
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 AGE_S = 5.0
+FADING = 0.8
 
 Failure = Literal["busy", "deadline", "died", "poison", "cancelled", "slow", "stopped", "memory"]
 """Why a request ends without an answer of its worker: queue full; deadline passed; its worker died and the scenario is not pure; it was
@@ -143,12 +147,14 @@ def _turn(lane: deque[Request]) -> float:
 class _Worker:
     """A slot with what it holds."""
 
-    __slots__ = ("ended", "open", "retired", "slot")
+    __slots__ = ("ended", "gathers", "open", "retired", "slot")
 
     def __init__(self, slot: Slot) -> None:
         self.slot = slot
         self.open: dict[int, Request] = {}
         self.retired = False
+        self.gathers: float | None = None
+        """Since when it waits, free, for more."""
         self.ended: dict[int, float] = {}
         """Which of ``open`` have ended without its answer, and when that was seen."""
 
@@ -180,7 +186,11 @@ class Batcher:
         self.closed = False
         self.longest = 0
         """Microseconds that a worker took at most for an answer, streams excepted."""
+        self.crowd = 0.0
+        """As many requests as were lately open at once: the most, fading with every batch."""
         self.batch_sizes: Callable[[int], None] = lambda size: None
+        self.wake: Callable[[float], None] = lambda when: None
+        """Asks for a ``pump`` at a time."""
 
     def submit(self, request: Request, now: float) -> None:
         """Take a request in; it ends with ``busy`` at once if the queue is full."""
@@ -189,6 +199,7 @@ class Batcher:
         if self.depth >= self.queue_size or self.closed:
             self._end(request, Outcome(0, b"", failure="stopped" if self.closed else "busy"))
             return
+        self.crowd = max(self.live, self.crowd)
         self.waiting[request.priority].append(request)
         self._queued(request)
         self.pump(now)
@@ -324,6 +335,8 @@ class Batcher:
                 request.slot = worker
                 request.sent = now
                 worker.open[request.rid] = request
+            worker.gathers = None
+            self.crowd = max(self.live, FADING * self.crowd)
             self.batch_sizes(len(batch))
             worker.slot.send(batch, now)
             if not self.depth:
@@ -334,11 +347,24 @@ class Batcher:
             return [] if worker.open else self._next(worker, (self.suspects,), 1, now)
         if any(request.suspect for request in worker.open.values()):
             return []  # a suspect runs alone
-        if self.max_delay and self.depth < room and not worker.open:
-            oldest = min((request.entered for lane in self.waiting.values() for request in lane if not request.done), default=0.0)
-            if now - oldest < self.max_delay:
+        if not worker.slot.concurrency:
+            if self.max_delay and self._gathers(worker, room, now):
                 return []
+            room = min(room, self._share(self.live))
         return self._next(worker, tuple(self.waiting.values()), room, now)
+
+    def _gathers(self, worker: _Worker, room: int, now: float) -> bool:
+        """Whether a free worker waits for more than waits now."""
+        if self.depth >= min(room, self._share(round(self.crowd))):
+            return False
+        if worker.gathers is None:
+            worker.gathers = now
+            self.wake(now + self.max_delay)
+        return now < worker.gathers + self.max_delay
+
+    def _share(self, requests: int) -> int:
+        """One worker's share of so many."""
+        return requests if len(self.workers) == 1 else -(-requests // max(1, sum(not each.retired for each in self.workers.values())))
 
     def _next(self, worker: _Worker, lanes: tuple[deque[Request], ...], room: int, now: float) -> list[Request]:
         """Up to ``room`` live requests off the lanes; those past their deadline end here."""
@@ -371,6 +397,8 @@ class Batcher:
         self.suspects.clear()
         for lane in self.waiting.values():
             lane.clear()
+        for worker in self.workers.values():
+            worker.gathers = None
 
     def _queued(self, request: Request) -> None:
         request.queued = True

@@ -65,6 +65,7 @@ class Service:
         self.batcher = Batcher(config.queue_size, config.max_delay_ms / 1000)
         self.stats = Stats()
         self.batcher.batch_sizes = self.stats.batch
+        self.batcher.wake = self._wake
         self.cache = cache.Cache(self.submit, self.cancel, time.monotonic)
         self.cache.configure(config)
         self.queued: Callable[[Request], None] | None = None
@@ -161,6 +162,10 @@ class Service:
 
     def pump(self) -> None:
         self.batcher.pump(time.monotonic())
+
+    def _wake(self, when: float) -> None:
+        # The loop's timer is rounded to a millisecond and may come early; ``when`` itself must have come for the batcher.
+        asyncio.get_running_loop().call_later(when - time.monotonic(), lambda: self.batcher.pump(max(when, time.monotonic())))
 
     def part(self, link: WorkerLink, rid: int, chunk: bytes) -> None:
         self.batcher.part(link, rid, chunk)
