@@ -28,7 +28,7 @@ micro = st.integers(0, 2**32 - 1)
 answers = st.builds(
     Answer,
     rid=st.integers(0, 2**64 - 1),
-    status=st.integers(100, 599),
+    status=st.just(200) | st.integers(400, 599),
     queue=micro,
     preprocess=micro,
     forward=micro,
