@@ -29,7 +29,9 @@ HERE = Path(__file__).parent
 PLUGINS = HERE / "plugins"
 
 
-def publish(store: Store, name: str, plugin: str | None = None, settings: dict[str, Any] | None = None, alias: bool = True, **changes: Any) -> int:
+def publish(
+    store: Store, name: str, plugin: str | None = None, settings: dict[str, Any] | None = None, alias: bool = True, weights: int = 1000, **changes: Any
+) -> int:
     """Commit a version of the single-file plugin ``plugin`` (or a path), as a training would, and make it production."""
     plugin = plugin or name
     target = plugin if plugin.endswith(".py") else str(PLUGINS / f"{plugin}.py")
@@ -41,7 +43,7 @@ def publish(store: Store, name: str, plugin: str | None = None, settings: dict[s
     hook, config = scenario.hook, scenario.config
     with store.draft(name) as draft:
         (draft / STATE).write_text("{}")
-        (draft / "weights.bin").write_bytes(os.urandom(1000))
+        (draft / "weights.bin").write_bytes(os.urandom(weights))
         runtime = Runtime(scenario, {}, draft)
         sample = hook.sample(config=config)
         traits = runtime.traits

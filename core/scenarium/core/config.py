@@ -151,6 +151,8 @@ class GatewayConfig(Section):
     """Address to listen on."""
     port: int = Field(8080, ge=0, lt=65536)
     """Port to listen on; 0: any free one."""
+    grpc_port: int | None = Field(None, ge=0, lt=65536)
+    """Port of the KServe v2 protocol over gRPC (`pip install "scenarium[triton]"`; Triton's own is 8001); 0: any free one. None: no gRPC."""
     drain_s: float = Field(30.0, gt=0)
     """How long requests in flight may take after SIGTERM."""
     log_format: Literal["json", "text"] = "json"
@@ -165,6 +167,8 @@ class GatewayConfig(Section):
     """`redis://HOST:PORT/N`: several gateways count the limits of a key together (`pip install "scenarium[redis]"`). None: each gateway for itself."""
     audit: str | None = None
     """File for the audit log: one line a request, chained by hash, without payloads. A relative path lies beside `scenarios.toml`. None: no audit log."""
+    audit_required: bool = False
+    """Let no request in (503) while the audit log cannot be written. False: answers go on; what no longer fits into memory is lost, counted and confessed."""
     body_timeout_s: float = Field(30.0, gt=0)
     """How long a client may take to send its headers, and then its body (and 1 s more for each 16 KiB of it); slower ends with 408."""
     keep_alive_s: float = Field(5.0, gt=0)
@@ -175,6 +179,8 @@ class GatewayConfig(Section):
     """Connections at once; one more is answered with 503 and closed."""
     memory_budget: ByteSize | None = Field(None, gt=0)
     """Bytes (`4GiB`, `500MB`) that the gateway and its workers may use; scenarios come and go within. None: 80 % of a container's limit, else no budget."""
+    residence_s: float = Field(2.0, ge=0)
+    """How long a scenario stays at least, once it was loaded, before it is evicted for another."""
     access_log: float = Field(0, ge=0, le=1)
     """Share of the requests that get a line in the log (id, scenario, version, status, milliseconds, key id, trace id). 0: none; 1: all."""
     tracing: bool | None = None

@@ -25,6 +25,7 @@ from scenarium.gateway.audit import Audit
 from scenarium.gateway.bulk import Bulk
 from scenarium.gateway.job_routes import Submit
 from scenarium.gateway.jobs import Jobs
+from scenarium.gateway.kserve import rpc
 from scenarium.gateway.kserve.http import V2
 from scenarium.gateway.memory import Memory, budget_of, keeps
 from scenarium.gateway.predict import Predict
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 PREFIX = "/scenarios/"
+MODELS = "/v2/models/"
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 POLL_S = 1.0
 """How often aliases are read: a promoted version is noticed within 5 s even where the store is slow."""
@@ -51,7 +53,7 @@ class Gateway:
         self.store = store
         self.config = config
         self.services: dict[str, Service] = {}
-        self.memory = Memory(budget_of(config.memory_budget), self.services)
+        self.memory = Memory(budget_of(config.memory_budget), config.residence_s, self.services)
         self.admission = Admission(config, registry.settings)
         self.audit: Audit | None = None
         self.access_log: AccessLog | None = None
@@ -91,7 +93,7 @@ class Gateway:
         if self.opened:
             return
         if self.config.audit:
-            self.audit = Audit(self.registry.settings.path_of(self.config.audit, "gateway", "audit"))
+            self.audit = Audit(self.registry.settings.path_of(self.config.audit, "gateway", "audit"), self.config.audit_required)
         if self.config.access_log:
             self.access_log = AccessLog(self.config.access_log, self.registry)
         self.tracing = open_tracing(self.config.tracing, os.environ)
@@ -255,13 +257,17 @@ class App(Starlette):
     hot: dict[str, ASGIApp]
     """What follows ``/scenarios/{name}/`` to its endpoint."""
 
-    v2: V2
-    """Everything below ``/v2``."""
-
     def hot_route(self, path: str) -> tuple[str, str]:
         """The scenario that a path names, and the route; both empty where it is none of the hot ones."""
+        if path.startswith(MODELS) and path.endswith("/infer"):
+            name, version = path[len(MODELS) :].partition("/")[::2]
+            found = name if name in self.state.gateway.services else name.rpartition(".")[0]
+            return found, f"{MODELS}{{name}}/{'versions/{version}/' if version != 'infer' else ''}infer"
         name, _, rest = path[len(PREFIX) :].partition("/") if path.startswith(PREFIX) else ("", "", "")
         return (name, f"{PREFIX}{{name}}/{rest}") if rest in self.hot else ("", "")
+
+    v2: V2
+    """Everything below ``/v2``."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (scope["path"].startswith("/v2/") or scope["path"] == "/v2"):
@@ -285,9 +291,10 @@ def create_app(registry: Registry, store: Store, config: GatewayConfig | None = 
     gateway = Gateway(registry, store, config or GatewayConfig())
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await gateway.start()
-        yield
+        async with rpc.serving(gateway, app.v2.inference):
+            yield
         await gateway.stop()
 
     hot: dict[str, ASGIApp] = {"predict": Predict(gateway), "predict/batch": Bulk(gateway), "stream": Stream(gateway), "jobs": Submit(gateway)}

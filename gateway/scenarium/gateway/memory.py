@@ -6,9 +6,10 @@ in its queue. For a load that needs room the least recently used scenarios are e
 
 - What has a request that waits or runs, an open stream, a job, or a version on its way (``Service.pins``) is never evicted, nor is what is
   kept warm (``serve.keep_warm``, ``serve.required``).
-- What was loaded stays for ``RESIDENCE_S``, so that two scenarios that do not fit beside each other cannot spend their time loading.
+- What was loaded stays for ``[gateway] residence_s``, so that two scenarios that do not fit beside each other cannot spend their time loading.
 - Nobody is evicted in vain: only where that makes enough room. Else the load waits up to ``WAIT_S`` for others to become free, and its
-  requests are refused then (503). What can never fit says so at once.
+  requests are refused then (503). What can never fit says so at once. Loads look for room one after another, in the order in which they
+  came, and meanwhile a request's own deadline counts.
 
 An eviction is one step of the event loop, so no request falls between: one that comes before it prevents it, one after it loads anew.
 What a version needs is measured while it is loaded; before its first load it is taken from the sizes of its files.
@@ -38,14 +39,13 @@ LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 """Where a container's limit stands: cgroup 2, cgroup 1."""
 SHARE = 0.8
 """Of a container's limit; the rest is for what a batch needs for a moment, and for the cache of files."""
-RESIDENCE_S = 2.0
 WAIT_S = 5.0
 BESIDE_S = 1.0
 """How long a new version waits for room beside the old one before it takes the old one's place."""
 POLL_S = 0.02
 LOOK_S, SLOW_LOOK_S = 1.0, 15.0
 """How often memory is measured with a budget, and without one."""
-OVERHEAD = 32 << 20
+OVERHEAD = 24 << 20
 """Bytes of a worker beside its version's files, before it was measured."""
 NEVER, NOT_NOW = "SCN-4041", "SCN-4042"
 
@@ -73,8 +73,9 @@ class Resident:
 class Memory:
     """The budget of one gateway and what uses it."""
 
-    def __init__(self, budget: int | None, services: Mapping[str, Service]) -> None:
+    def __init__(self, budget: int | None, residence_s: float, services: Mapping[str, Service]) -> None:
         self.budget = budget
+        self.residence_s = residence_s
         self.services = services
         self.used = 0
         """Bytes of the whole process tree when it was last measured, and what is promised to versions that still load."""
@@ -125,7 +126,7 @@ class Memory:
             return False
         need = self.need(service, version)
         try:
-            await self._room(service, need, evict=wake or kept or service.current is not None)
+            await self._room(service, need, wake)
         except ScenariumError as fault:
             service.version = version
             if service.batcher.closed:
@@ -153,15 +154,19 @@ class Memory:
         files = sum(file.size for name, file in version.manifest.files.items() if not name.endswith(unused))
         return service.config.workers * self.sizes.get((service.name, version.number, engine), files + OVERHEAD)
 
-    async def _room(self, service: Service, need: int, evict: bool) -> None:
+    async def _room(self, service: Service, need: int, wake: bool) -> None:
         """Have ``need`` bytes free; the caller starts its workers before it waits for anything else.
 
         Raises:
-            ScenariumError: SCN-4041 (it can never fit), SCN-4042 (nothing can be evicted now).
+            ScenariumError: SCN-4041 (it can never fit), SCN-4042 (nothing can be evicted now, or nobody waits for it any more).
         """
-        until = time.monotonic() + (WAIT_S if service.current is None else BESIDE_S)
+        kept, fresh = keeps(service), service.current is None
+        evict = wake or kept or not fresh
         async with self._turn:
+            until = time.monotonic() + (WAIT_S if fresh else BESIDE_S)
             while True:
+                if wake and not kept and not service.batcher.live:
+                    raise ScenariumError(NOT_NOW, name=service.name)
                 missing = need - self._budget + await self.look()
                 if missing <= 0:
                     return
@@ -196,7 +201,7 @@ class Memory:
     def _victims(self, asking: Service | None, missing: int) -> list[Service]:
         """The least recently used that together hold ``missing`` bytes; nobody where they do not suffice. Where nobody asks, the budget is
         passed already: then whoever helps goes, however short it was there."""
-        loaded_before = time.monotonic() - (RESIDENCE_S if asking else 0.0)
+        loaded_before = time.monotonic() - (self.residence_s if asking else 0.0)
         free = [service for service in self.services.values() if service is not asking and self._evictable(service, loaded_before)]
         found: list[Service] = []
         for service in sorted(free, key=lambda service: service.used):

@@ -1,4 +1,4 @@
-"""A scenario whose model is a block of memory."""
+"""A scenario whose model is its file of weights, held in memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from scenarium.core import Field, ModelConfig, Request, Response, ScenarioConfig
 
 
 class Weight(ModelConfig):
-    mb: int = 40
-    """What it holds once it is loaded, in MiB."""
     load_seconds: float = 0.0
     trail: str | None = None
     """A file to which every load adds its process id."""
@@ -57,12 +55,12 @@ def traits():
 
 
 @hookimpl
-def load(config):
+def load(config, version):
     time.sleep(config.model.load_seconds)
     if config.model.trail:
         with open(config.model.trail, "a") as file:
             file.write(f"{os.getpid()}\n")
-    return bytearray(os.urandom(1 << 20)) * config.model.mb
+    return (version / "weights.bin").read_bytes()
 
 
 @hookimpl
