@@ -47,6 +47,25 @@ def served(shared_lab):
     return gateway
 
 
+def outcomes(gateway) -> dict[str, float]:
+    names = ("ok", "client_error", "server_error", "cancelled")
+    found = dict(line.rsplit(" ", 1) for line in gateway.client.get("/metrics").text.splitlines() if not line.startswith("#"))
+    return {name: float(found[f'scenarium_requests_total{{outcome="{name}",scenario="unit"}}']) for name in names}
+
+
+def test_what_jobs_ask_for_counts_as_requests(shared_lab, served):
+    before = outcomes(served)
+    ended(shared_lab, served, submit(served))
+    ended(shared_lab, served, submit(served, do="raise"))
+    batch = served.client.post("/scenarios/unit/jobs?batch=1", json=[{"text": "a"}, {"wrong": 1}, {"text": "c"}]).json()
+    assert ended(shared_lab, served, batch)["state"] == "done"
+    job = submit(served, do="sleep", seconds=5)
+    shared_lab.until(lambda: job_of(served, job)["state"] == "running")
+    served.client.delete(job["url"])
+    after = shared_lab.until(lambda: (found := outcomes(served))["cancelled"] > before["cancelled"] and found)
+    assert {name: after[name] - before[name] for name in after} == {"ok": 3, "client_error": 1, "server_error": 1, "cancelled": 1}
+
+
 # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scenarium.gateway.app import App
 
 LONGEST = 256
-"""Characters of a path that are written."""
+"""Characters of a path or a request id that are written."""
 
 
 class AccessLog:
@@ -67,7 +67,8 @@ class AccessLog:
         sent, came = dict(start.get("headers", ())), dict(scope["headers"])
         scenario, _ = app.hot_route(scope["path"])
         known = scenario in app.state.gateway.services
-        chosen: dict[str, Any] = {"request_id": sent.get(b"x-request-id", b"").decode("latin-1") or None, "path": scope["path"][:LONGEST]}
+        ident = sent.get(b"x-request-id") or came.get(b"x-request-id", b"")[:LONGEST]
+        chosen: dict[str, Any] = {"request_id": ident.decode("latin-1") or None, "path": scope["path"][:LONGEST]}
         if b"x-request-id" in came or not known:
             chosen = self._masked(scenario if known else "", chosen)
         version, trace, caller = sent.get(b"x-scenarium-version"), came.get(b"traceparent", b""), scope.get("caller")

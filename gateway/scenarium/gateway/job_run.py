@@ -16,7 +16,7 @@ from scenarium.gateway.bulk import window
 from scenarium.gateway.elements import Elements
 from scenarium.gateway.job_file import End, Job, fault_text
 from scenarium.gateway.limits import Limited
-from scenarium.gateway.predict import Call
+from scenarium.gateway.predict import Call, count_answer
 
 if TYPE_CHECKING:
     from scenarium.gateway.services import Service
@@ -199,9 +199,14 @@ class Run:
             service.cancel(request)  # does nothing where it has ended
             self._sent = self.sent
             self.requests.discard(request)
+        again = outcome.failure in ("stopped", "busy", "memory") or (outcome.failure == "died" and part is not None)
+        if outcome.failure is None:
+            count_answer(service, request, outcome)
+        elif not again:
+            service.stats.failed(outcome.failure)
         if self.cancelled:
             raise Cancelled
-        if outcome.failure in ("stopped", "busy", "memory") or (outcome.failure == "died" and part):
+        if again:
             raise Interrupted
         return outcome
 

@@ -65,7 +65,7 @@ class V2(Endpoint):
             try:
                 name, version = _name(parts) if infer else ("", "")
                 model = models.find(self.gateway, name, version) if infer else None
-                call.caller = await self._admit(call, scope, parts, model)
+                scope["caller"] = call.caller = await self._admit(call, scope, parts, model)
                 if audit and (model or parts[-1] in CONTROLS):
                     entry = Entry(scope["method"], scope["path"], model and model.service.name, call.caller)
                     receive, send = entry.receive(receive), entry.send(send)
