@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -146,34 +147,45 @@ def test_a_renamed_file_is_followed_by_a_new_one(tmp_path):
         verify([path, old])
 
 
-def test_a_full_disk_loses_lines_and_says_so(tmp_path, capfd):
+def test_lines_wait_for_a_full_disk_and_those_beyond_the_bound_are_confessed(tmp_path):
     """The real thing: a file that may not grow beyond a bound (RLIMIT_FSIZE), as on a full disk, and then may again."""
     code = """
-import resource, signal, sys, time
+import resource, signal, sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from scenarium.gateway.audit import Audit, verify
+from scenarium.gateway import audit
 from test_audit import entry, until
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+audit.MOST_ENTRIES, audit.RETRY_S = 50, 0.1
 path = Path(sys.argv[1])
-log = Audit(path)
+log = audit.Audit(path)
+def limit(size): resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 log.put(entry(0)); until(lambda: log.lines == 1)
-resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 700, resource.RLIM_INFINITY))
+limit(path.stat().st_size + 700)
 for n in range(20): log.put(entry(n))
-until(lambda: log.lost == 20)
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-log.put(entry(1)); until(lambda: log.lines == 2)
+until(lambda: not log.writable)
+limit(resource.RLIM_INFINITY)
+until(lambda: log.lines == 21)
+assert log.writable and not log.lost
+limit(path.stat().st_size)
+for n in range(60): log.put(entry(n))
+until(lambda: not log.writable)
+assert log.lost == 10
+limit(resource.RLIM_INFINITY)
+until(lambda: log.lines == 71)
+limit(path.stat().st_size)
+log.put(entry(0))
 log.close()
-print(verify([path])[0])
+assert log.lost == 11
+print(audit.verify([path])[0])
 """
     path = tmp_path / "audit.jsonl"
     done = subprocess.run([sys.executable, "-c", code, str(path), str(audit.Path(__file__).parent)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "3"
-    assert [line.get("event") for line in lines_of(path)] == [None, "lost", None]
-    assert lines_of(path)[1]["lines"] == 20
+    assert done.stdout.strip() == "72"
+    assert [line["lines"] for line in lines_of(path) if line.get("event") == "lost"] == [10]
     events = [json.loads(line) for line in done.stderr.splitlines()]
-    assert [event["event"] for event in events if event["level"] == "error"] == ["audit_lost"]
+    assert [event["event"] for event in events if event["level"] == "error"] == ["audit_unwritable", "audit_lost"]
 
 
 def test_what_waits_is_bounded(tmp_path, monkeypatch):
@@ -182,12 +194,12 @@ def test_what_waits_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(log, "_write", lambda entries: (_ for _ in ()).throw(OSError(errno.EIO, "no disk")))
     for _ in range(50):
         log.put(entry(1, b"x" * 1000))
-    assert log.lost >= 39
-    until(lambda: log.lost == 50)
+    assert log.lost == 41
     monkeypatch.undo()
-    log.put(entry(2))
     log.close()
-    assert lines_of(tmp_path / "audit.jsonl")[0]["lines"] == 50
+    lines = lines_of(tmp_path / "audit.jsonl")
+    assert lines[0]["lines"] == 41
+    assert len(lines) == 1 + 9
 
 
 def test_pieces_are_hashed_as_one(tmp_path):
@@ -267,3 +279,35 @@ def test_a_gateway_writes_a_line_for_each_request(lab):
     found = subprocess.run([sys.executable, "-m", "scenarium.core.cli", "audit", "verify", str(path)], capture_output=True, text=True)
     assert found.returncode == 1
     assert f"{path}:{1 + next(n for n, line in enumerate(lines_of(path)) if line['request_id'] == wrong.headers['X-Request-Id'])}" in found.stderr
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_a_gateway_whose_audit_log_cannot_be_written(lab, required):
+    lab.publish("unit")
+    path = lab.folder / "audit.jsonl"
+    gateway = lab.start({"unit": "unit"}, f"gateway.audit={path}", f"gateway.audit_required={str(required).lower()}")
+    gateway.ready("unit")
+    answers = [gateway.ask("unit", "before")]
+    until(lambda: len(lines_of(path)) == 1)
+    pid = gateway.popen.pid
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (path.stat().st_size, resource.RLIM_INFINITY))
+    answers.append(gateway.ask("unit", "this one shows that the disk is full"))
+    assert gateway.wait_event("audit_unwritable")["reason"] == "File too large"
+    during = [gateway.ask("unit", "during") for _ in range(20)]
+    if required:
+        assert {answer.status_code for answer in during} == {503}
+        assert (during[0].json()["code"], during[0].headers["Retry-After"]) == ("SCN-4114", "1")
+        assert gateway.client.get("/admin/status").json()["code"] == "SCN-4114"
+        assert gateway.client.get("/readyz").status_code == 503
+        assert gateway.client.get("/healthz").status_code == 200
+    else:
+        assert {answer.status_code for answer in during} == {200}
+        assert gateway.client.get("/readyz").status_code == 200
+        answers += during
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    until(lambda: len(lines_of(path)) == len(answers))
+    answers.append(lab.until(lambda: (answer := gateway.ask("unit", "after")).status_code == 200 and answer))
+    until(lambda: len(lines_of(path)) == len(answers))
+    assert {line["request_id"] for line in lines_of(path)} == {answer.headers["X-Request-Id"] for answer in answers}
+    assert "scenarium_audit_lost_total 0.0" in gateway.client.get("/metrics").text
+    assert verify([path])[0] == len(answers)

@@ -7,10 +7,13 @@ breaks the chain at its place, and the last line is guarded too. Whoever can wri
 ``audit_head``, which the gateway writes at start, at the end and every hour, goes where log lines go, and ``scenarium audit verify --head``
 checks that the file still holds it.
 
-Lines are made and written by one thread. Requests never wait for it: where the disk is full, or the thread falls behind, lines are
-dropped, counted (``scenarium_audit_lost_total``), told in the log, and confessed by a ``lost`` line as soon as one can be written. A line
-is with the operating system within ``PAUSE_S``; a killed gateway loses at most so much, a cut last line is removed at the next start and
-confessed as ``cut``. The operating system is not asked to bring each line to the disk: a power cut may lose the last seconds.
+Lines are made and written by one thread, for which requests never wait. Where the disk is full, or the thread falls behind, lines wait in
+memory (``MOST_ENTRIES``, ``MOST_BYTES``). Beyond that, or where the gateway ends first, they are dropped, counted
+(``scenarium_audit_lost_total``), told in the log, and confessed by a ``lost`` line as soon as one can be written. With
+``[gateway] audit_required`` nothing is dropped: while lines cannot be written no request is let in.
+
+A line is with the operating system within ``PAUSE_S``; a killed gateway loses at most so much, a cut last line is removed at the next
+start and confessed as ``cut``. The operating system is not asked to bring each line to the disk: a power cut may lose the last seconds.
 """
 
 from __future__ import annotations
@@ -39,10 +42,12 @@ if TYPE_CHECKING:
 
 START = "0" * 64
 PAUSE_S = 0.05
+RETRY_S = 1.0
+"""How soon it tries again to write what could not be written."""
 HEAD_S = 3600.0
 TELL_S = 10.0
 MOST_ENTRIES, MOST_BYTES = 100_000, 64 << 20
-"""What may wait to be written: more is dropped, so that a dead disk costs no memory without end."""
+"""What may wait to be written: more is dropped, so that a dead disk costs no memory without end. Half of it is for what is let in already."""
 AT_ONCE = 16
 """Lines of one write. Between writes the thread lets the others of this process run."""
 HASH = ', "hash": "'
@@ -143,8 +148,11 @@ class Audit:
         ScenariumError: SCN-1105 (it cannot be written, another gateway writes it, or its last line is none).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, required: bool = False) -> None:
         self.path = path
+        self.required = required
+        self.writable = True
+        """Whether the last lines could be written."""
         self.lines = 0
         self._waiting: deque[Entry] = deque()
         # Each of these belongs to one thread: the first two to the requests', the others to the writer's.
@@ -170,6 +178,20 @@ class Audit:
         self._thread.start()
 
     @property
+    def refuses(self) -> bool:
+        """Whether no request may be let in, since its line could not be written."""
+        return self.required and not (self.writable and self._has_room(MOST_ENTRIES // 2, MOST_BYTES // 2))
+
+    def check(self) -> None:
+        """Whether a request may be let in.
+
+        Raises:
+            ScenariumError: SCN-4114 (it may not).
+        """
+        if self.refuses:
+            raise ScenariumError("SCN-4114")
+
+    @property
     def lost(self) -> int:
         """Lines that could not be written."""
         return self._dropped + self._failed
@@ -177,11 +199,14 @@ class Audit:
     def put(self, entry: Entry) -> None:
         """Take a finished request in; never waits, never raises."""
         size = entry.size
-        if len(self._waiting) >= MOST_ENTRIES or self._put - self._taken + size > MOST_BYTES:
+        if not self._has_room(MOST_ENTRIES, MOST_BYTES - size):
             self._dropped += 1
             return
         self._put += size
         self._waiting.append(entry)
+
+    def _has_room(self, entries: int, size: int) -> bool:
+        return len(self._waiting) < entries and self._put - self._taken <= size
 
     def close(self) -> None:
         """Write what waits and end the thread."""
@@ -193,7 +218,7 @@ class Audit:
     def _run(self) -> None:
         next_head = 0.0
         while True:
-            last = self._stop.wait(PAUSE_S)
+            last = self._stop.wait(PAUSE_S if self.writable else RETRY_S)
             self._drain(last)
             if last or time.monotonic() >= next_head:
                 next_head = time.monotonic() + HEAD_S
@@ -204,23 +229,27 @@ class Audit:
     def _drain(self, last: bool) -> None:
         """Write what waits; at the end the confession of lost lines too, which else comes before the next line."""
         while self._waiting or (last and self.lost > self._confessed):
-            taken = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
-            self._taken += sum(entry.size for entry in taken)
+            taken = [self._waiting[at] for at in range(min(AT_ONCE, len(self._waiting)))]
+            size = sum(entry.size for entry in taken)
             lost = self.lost
             confession = [{"at": _now(), "event": "lost", "lines": lost - self._confessed}] if lost > self._confessed else []
             try:
                 self._follow_rename()
                 self._write([*confession, *(entry.values() for entry in taken)])
             except OSError as fault:
-                self._failed += len(taken)
+                self.writable = False
+                if last:
+                    self._failed += len(self._waiting)
                 self._tell(fault)
-                if not taken:
-                    return
-            else:
-                self._confessed = lost
-                self.lines += len(taken)
-                if confession:
-                    self._tell(None)
+                return
+            self.writable = True
+            for _ in taken:
+                self._waiting.popleft()
+            self._taken += size
+            self._confessed = lost
+            self.lines += len(taken)
+            if confession:
+                self._tell(None)
 
     def _follow_rename(self) -> None:
         try:
@@ -254,11 +283,13 @@ class Audit:
         self.count, self.head = count, head
 
     def _tell(self, fault: OSError | None) -> None:
+        """Log that lines cannot be written, at most once in ``TELL_S``, or how many were lost."""
         now = time.monotonic()
-        if now - self._told >= TELL_S:
+        if fault is None:
+            logs.event("error", "audit_lost", file=str(self.path), lines=self.lost)
+        elif now - self._told >= TELL_S:
             self._told = now
-            reason = fault.strerror or str(fault) if fault else "the writer was behind"
-            logs.event("error", "audit_lost", file=str(self.path), lines=self.lost, reason=reason)
+            logs.event("error", "audit_unwritable", file=str(self.path), reason=fault.strerror or str(fault), waiting=len(self._waiting), lost=self.lost)
 
 
 def verify(paths: Sequence[Path], head: str | None = None) -> tuple[int, str]:

@@ -66,17 +66,20 @@ class Guard:
         method, path, audit = scope["method"], scope["path"], self.gateway.audit
         try:
             scope["caller"] = caller = self.gateway.admission.check(call, method, path)
+            audited = audit if path.startswith(ADMIN) else None
+            if audited:
+                audited.check()
         except ScenariumError as error:
             await send_problem(send, error, call)
             return
-        if audit is None or not path.startswith(ADMIN):
+        if audited is None:
             await self.app(scope, receive, send)
             return
         entry = Entry(method, path, None, caller)
         try:
             await self.app(scope, entry.receive(receive), entry.send(send))
         finally:
-            audit.put(entry)
+            audited.put(entry)
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -133,7 +136,8 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/readyz")
     async def readyz(request: Request) -> Response:
         waiting = {name: service.state for name, service in gateway.services.items() if service.config.required and not service.ready}
-        ready = gateway.started and not gateway.draining and not waiting
+        refuses = gateway.audit is not None and gateway.audit.refuses
+        ready = gateway.started and not gateway.draining and not waiting and not refuses
         status = "ready" if ready else "draining" if gateway.draining else "waiting"
         return _json(request, {"status": status, "waiting_for": waiting}, 200 if ready else 503)
 

@@ -240,6 +240,7 @@ class Endpoint:
             if caller.key and caller.key.rate:
                 send = _with_headers(send, self.gateway.admission.limits.headers(caller.key, time.monotonic()))
             if audit:
+                audit.check()
                 entry = Entry("POST", scope["path"], name, caller)
                 receive, send = entry.receive(receive), entry.send(send)
             await self.answer(self.gateway.service(name), call, receive, send)
@@ -329,5 +330,9 @@ def failed(service: Service, request: Request, outcome: Outcome, limit_ms: float
     if outcome.failure == "cancelled":
         raise Disconnected
     error = problems.of_failure(service, outcome, limit_ms)
-    logs.event("warning", "request_failed", scenario=service.name, **request.about(), code=error.code)
+    about = {"scenario": service.name, **request.about(), "code": error.code}
+    if outcome.failure == "busy":
+        logs.many("warning", "request_failed", f"busy {service.name}", **about)
+    else:
+        logs.event("warning", "request_failed", **about)
     return error
