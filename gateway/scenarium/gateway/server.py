@@ -18,6 +18,7 @@ from scenarium.core.store import Store
 from scenarium.gateway import logs
 from scenarium.gateway.app import Gateway, create_app
 from scenarium.gateway.connections import Bounds
+from scenarium.gateway.kserve import rpc
 
 
 class _Server(uvicorn.Server):
@@ -40,7 +41,8 @@ def serve(
 
     Raises:
         OSError: the address cannot be bound.
-        ScenariumError: SCN-1101, SCN-1102 (keys), SCN-1105 (audit log), SCN-1107 (Redis), SCN-1002 (an extension), SCN-1120 (traces).
+        ScenariumError: SCN-1101, SCN-1102 (keys), SCN-1105 (audit log), SCN-1107 (Redis), SCN-1002 (an extension), SCN-1120 (traces),
+            SCN-4206, SCN-4207 (gRPC).
     """
     if beside is None:  # else the caller has chosen
         logs.set_format(config.log_format)
@@ -48,6 +50,7 @@ def serve(
     app = create_app(registry, store, config)
     app.state.gateway.again = again
     app.state.gateway.open()  # before anything listens or starts
+    rpc.check(config)
     _allow_files(config.max_connections)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.create_server((config.host, config.port), family=family, backlog=2048)
