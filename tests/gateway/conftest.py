@@ -74,9 +74,9 @@ def publish(
 class GatewayProcess:
     """A gateway that runs, and what it logged."""
 
-    def __init__(self, store: str, plugins: dict[str, str], sets: list[str], *more: str, inside: Sequence[str] = ()) -> None:
-        targets = {name: target if target.endswith(".py") else str(PLUGINS / f"{target}.py") for name, target in plugins.items()}
-        command = [*inside, sys.executable, str(HERE / "run_gateway.py"), store, json.dumps(targets), json.dumps(sets), *more]
+    def __init__(self, store: str, plugins: dict[str, str] | None, sets: list[str], *more: str, inside: Sequence[str] = ()) -> None:
+        targets = {name: target if target.endswith(".py") else str(PLUGINS / f"{target}.py") for name, target in (plugins or {}).items()}
+        command = [*inside, sys.executable, str(HERE / "run_gateway.py"), store, json.dumps(targets or None), json.dumps(sets), *more]
         self.popen = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         self.events: list[dict[str, Any]] = []
         self.noise: list[str] = []
@@ -174,8 +174,8 @@ class Lab:
         """A new version; see ``publish``."""
         return publish(self.store, name, plugin, settings, alias, **changes)
 
-    def start(self, plugins: dict[str, str], *sets: str, spawn: bool = False, inside: Sequence[str] = ()) -> GatewayProcess:
-        """A gateway with these plugins (name to file) and settings (``a.b=c``), run by the command ``inside``."""
+    def start(self, plugins: dict[str, str] | None, *sets: str, spawn: bool = False, inside: Sequence[str] = ()) -> GatewayProcess:
+        """A gateway with these plugins (name to file; None: the installed ones) and settings (``a.b=c``), run by the command ``inside``."""
         own = [f"gateway.{name}={self.folder / name}.sqlite" for name in ("keys", "jobs")]
         self.running.append(GatewayProcess(self.store.root, plugins, [*own, *sets], *(["spawn"] if spawn else []), inside=inside))
         return self.running[-1]

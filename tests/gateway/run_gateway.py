@@ -1,4 +1,4 @@
-"""Starts a gateway over single-file plugins: ``run_gateway.py STORE PLUGINS_JSON SETS_JSON [spawn]``.
+"""Starts a gateway over single-file plugins, or over the installed ones (null): ``run_gateway.py STORE PLUGINS_JSON SETS_JSON [spawn]``.
 
 A ``scenarios.toml`` beside the store is read too, and again on SIGHUP.
 """
@@ -23,7 +23,7 @@ if __name__ == "__main__":
     def read() -> Registry:
         file = Path(store).parent / "scenarios.toml"
         settings = Settings.read(file if file.exists() else None, environ={"SCENARIUM_STORE": store}, sets=[*sets, "gateway.port=0"])
-        return Registry(settings, {name: Plugin(name, target, f"scenarium-{name}", "0.1.0") for name, target in plugins.items()})
+        return Registry(settings, plugins and {name: Plugin(name, target, f"scenarium-{name}", "0.1.0") for name, target in plugins.items()})
 
     registry = read()
     sys.exit(serve(registry, Store(store), registry.settings.validate(GatewayConfig, ("gateway",), "gateway"), again=read))
