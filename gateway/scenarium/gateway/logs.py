@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 Level = Literal["info", "warning", "error"]
 
+EVERY_S = 1.0
+
 _format = "json"
+_many: dict[str, tuple[float, int]] = {}
+"""By key when its last line was written, and how many were left out since."""
 
 
 def set_format(name: Literal["json", "text", "author"]) -> None:
@@ -36,6 +41,18 @@ def event(level: Level, what: str, **values: Any) -> None:
         sys.stderr.flush()
     except (OSError, ValueError):
         pass  # a closed terminal or a full disk must not end a request
+
+
+def many(level: Level, what: str, key: str, **values: Any) -> None:
+    """Write a line of what happens thousands of times a second once it is too much (a refusal): one each ``EVERY_S`` of the same ``key``,
+    a word of a closed set. ``unlogged`` is the number of those that were left out before it."""
+    now = time.monotonic()
+    last, left = _many.get(key, (-EVERY_S, 0))
+    if now - last < EVERY_S:
+        _many[key] = last, left + 1
+        return
+    _many[key] = now, 0
+    event(level, what, **values, **({"unlogged": left} if left else {}))
 
 
 class _Handler(logging.Handler):
