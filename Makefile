@@ -9,7 +9,7 @@ INPUTS := pyproject.toml constraints.txt requirements-dev.txt $(wildcard plugins
 PACKAGES := $(wildcard plugins/*/scenarium_* extensions/*/scenarium_*)
 .DEFAULT_GOAL := help
 
-.PHONY: help setup setup-test demo test check bench-spine wheels clean
+.PHONY: help setup setup-test demo test check bench-spine bench-gateway bench-faults wheels clean
 
 help: ## show this help
 	@echo "Scenarium · make targets"
@@ -40,6 +40,12 @@ check: setup ## ruff and mypy --strict
 
 bench-spine: setup-test ## measure the spine's figures and write benchmarks/results/spine.json
 	@$(BIN)/python -m benchmarks.spine
+
+bench-gateway: setup-test ## measure the gateway beside five others and write benchmarks/results/gateway.json (20 minutes)
+	@$(BIN)/python -m benchmarks.gateway
+
+bench-faults: setup-test ## an hour of mixed load with a fault every ten seconds; into the same file
+	@$(BIN)/python -m benchmarks.gateway_faults --write
 
 wheels: setup ## build every wheel into dist/, for: pip install --find-links dist scenarium-fraud-text
 	@rm -rf dist && mkdir dist
