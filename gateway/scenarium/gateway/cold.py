@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from scenarium.core.errors import ScenariumError
+from scenarium.core.reasons import reason
 from scenarium.gateway import administration, job_routes, logs, openapi, problems
 from scenarium.gateway.admission import ADMIN
 from scenarium.gateway.audit import Entry
@@ -84,7 +87,7 @@ class Guard:
 
 def create_app(gateway: Gateway) -> FastAPI:
     """The app of these routes, and of everything that is not there."""
-    handlers: Any = {ScenariumError: _known, HTTPException: _http, Exception: crashed}
+    handlers: Any = {ScenariumError: _known, HTTPException: _http, RequestValidationError: _invalid, Exception: crashed}
     # Its own OpenAPI would describe only these routes; its telemetry would answer to variables that are meant for others.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, exception_handlers=handlers)
     _add_health(app, gateway)
@@ -101,8 +104,19 @@ async def _known(request: Request, error: ScenariumError) -> Response:
 
 async def _http(request: Request, error: HTTPException) -> Response:
     if error.status_code == 405:
-        return _problem(request, ScenariumError("SCN-4016", method=request.method, path=request.url.path), dict(error.headers or {}))
+        routes = (route for route in request.app.routes if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE)
+        allowed = sorted({method for route in routes for method in route.methods or ()})  # the router itself names those of one route alone
+        return _problem(request, ScenariumError("SCN-4016", method=request.method, path=request.url.path), {"allow": ", ".join(allowed)})
     return _problem(request, ScenariumError("SCN-4015", path=request.url.path))
+
+
+async def _invalid(request: Request, error: RequestValidationError) -> Response:
+    """A parameter of the query: these routes have no others that can be wrong."""
+    first = error.errors()[0]
+    why = reason(first)
+    return _problem(
+        request, ScenariumError("SCN-4129", field=str(first["loc"][-1]), value=str(first.get("input"))[:40], wanted_en=f"valid: {why.en}", wanted_zh=f"有效值：{why.zh}")
+    )
 
 
 async def crashed(request: Request, fault: Exception) -> Response:

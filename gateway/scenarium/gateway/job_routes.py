@@ -15,7 +15,7 @@ from scenarium.gateway import problems
 from scenarium.gateway.elements import Elements
 from scenarium.gateway.job_file import STATES, Job, Mode, New
 from scenarium.gateway.job_run import elements
-from scenarium.gateway.openapi import LARGEST_PAGE
+from scenarium.gateway.openapi_cold import LARGEST_PAGE
 from scenarium.gateway.predict import JSON, Call, Endpoint, body_key, read_body, send_body
 
 if TYPE_CHECKING:

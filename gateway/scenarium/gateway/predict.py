@@ -35,6 +35,8 @@ TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _PRIORITY = {priority.encode(): priority for priority in PRIORITIES}
 LONGEST_TYPE = 1024
 """Most bytes of a content type that are looked at."""
+LONGEST_KEY = 256
+"""Most characters of a routing key."""
 LARGEST_KEYED = 256 * 1024
 """Largest body in which a routing key is looked for: parsing takes the event loop 10 ms a MB, from all scenarios."""
 RETRY_AFTER = (b"retry-after", b"1")
@@ -97,7 +99,7 @@ class Call:
             elif name == b"traceparent":
                 self.trace = value.decode("latin-1") if TRACE.fullmatch(value) else ""
             elif name == b"x-scenarium-key":
-                self.key = value.decode("utf8", "replace")[:256]
+                self.key = value.decode("utf8", "replace")
             elif name == b"x-scenarium-deadline-ms":
                 self.deadline_ms = value
             elif name == b"x-scenarium-priority":
@@ -108,6 +110,20 @@ class Call:
                 self.credential = self.credential or value
         if not self.rid_header:
             self.rid_header = f"{_BOOT}-{self.rid:x}".encode()
+
+    def check(self) -> None:
+        """Refuse headers that would be left out of account.
+
+        Raises:
+            ScenariumError: SCN-4018 (no such priority, a routing key that is too long), SCN-4113 (a packed body).
+        """
+        if self.encoding not in (b"", b"identity"):
+            raise ScenariumError("SCN-4113", value=self.encoding.decode("latin-1"))
+        if self.priority and self.priority not in _PRIORITY:
+            _no_priority(self.priority)
+        if len(self.key) > LONGEST_KEY:
+            english, chinese = f"up to {LONGEST_KEY} characters long", f"至多 {LONGEST_KEY} 个字符"
+            raise ScenariumError("SCN-4018", header="X-Scenarium-Key", value=f"{self.key[:40]}…", wanted_en=english, wanted_zh=chinese)
 
     def request(self, body: bytes, now: float, limit_ms: float, resolve: Callable[[Outcome], None]) -> Request:
         """The request for the queue.
@@ -131,7 +147,7 @@ class Call:
             return configured
         try:
             value = float(self.deadline_ms)
-            if not 0 < value < 1e9:
+            if not 0 < value < float("inf"):
                 raise ValueError
         except ValueError:
             shown = self.deadline_ms.decode("latin-1")
@@ -185,7 +201,7 @@ def body_key(body: bytes, pointer: str) -> str:
             value = value[part.replace("~1", "/").replace("~0", "~")]
     except (ValueError, KeyError, TypeError, RecursionError):
         return ""  # the worker says what is wrong with it
-    return str(value)[:256].encode("utf8", "replace").decode()  # half of a surrogate pair, which the worker refuses, has no bytes
+    return str(value)[:LONGEST_KEY].encode("utf8", "replace").decode()  # half of a surrogate pair, which the worker refuses, has no bytes
 
 
 async def send_problem(send: Send, error: ScenariumError, call: Call, version: int = 0) -> None:
@@ -235,8 +251,7 @@ class Endpoint:
                 raise ScenariumError("SCN-4016", method=scope["method"], path=scope["path"])
             name = scope["path_params"]["name"]
             scope["caller"] = call.caller = caller = await self.gateway.admission.admit(call, name)
-            if call.encoding not in (b"", b"identity"):
-                raise ScenariumError("SCN-4113", value=call.encoding.decode("latin-1"))
+            call.check()
             if caller.key and caller.key.rate:
                 send = _with_headers(send, self.gateway.admission.limits.headers(caller.key, time.monotonic()))
             if audit:
