@@ -8,9 +8,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
@@ -113,10 +113,9 @@ async def _http(request: Request, error: HTTPException) -> Response:
 async def _invalid(request: Request, error: RequestValidationError) -> Response:
     """A parameter of the query: these routes have no others that can be wrong."""
     first = error.errors()[0]
-    why = reason(first)
-    return _problem(
-        request, ScenariumError("SCN-4129", field=str(first["loc"][-1]), value=str(first.get("input"))[:40], wanted_en=f"valid: {why.en}", wanted_zh=f"有效值：{why.zh}")
-    )
+    why, value = reason(first), str(first.get("input"))[:40]
+    wanted_en, wanted_zh = f"valid ({why.en})", f"有效值（{why.zh}）"
+    return _problem(request, ScenariumError("SCN-4129", field=str(first["loc"][-1]), value=value, wanted_en=wanted_en, wanted_zh=wanted_zh))
 
 
 async def crashed(request: Request, fault: Exception) -> Response:
