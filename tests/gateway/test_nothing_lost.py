@@ -189,6 +189,8 @@ def test_a_dead_worker(shared_lab, gateway):
     load = Load(gateway)
     killed = load.under(event)
     load.lost_nothing()
+    details = shared_lab.until(lambda: (found := gateway.client.get("/scenarios/unit").json())["last_fault"] and found)
+    assert "SIGKILL" in details["last_fault"]["error"]["title"]
     assert f'scenarium_worker_restarts_total{{scenario="unit"}} {killed:.1f}' in gateway.client.get("/metrics").text
 
 

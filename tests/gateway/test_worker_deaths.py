@@ -24,26 +24,6 @@ def zygote_of(gateway):
     return next(pid for pid in children_of(gateway.popen.pid) if pid not in workers)
 
 
-def test_a_worker_killed_under_load_loses_no_request_of_a_pure_scenario(lab):
-    lab.publish("unit")
-    gateway = lab.start({"unit": "unit"})
-    gateway.ready("unit")
-    killed = []
-    with ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(gateway.ask, "unit", f"t{n}", do="sleep", seconds=0.002) for n in range(400)]
-        for _ in range(2):
-            time.sleep(0.3)
-            killed.append(pid_of(gateway))
-            os.kill(killed[-1], signal.SIGKILL)
-            lab.until(lambda: (workers := gateway.client.get("/scenarios/unit").json()["workers"]) and workers[0]["pid"] not in killed and workers[0]["ready"])
-        found = [answer.result() for answer in answers]
-    assert [a.status_code for a in found] == [200] * 400
-    assert [a.json()["text"] for a in found] == [f"t{n}" for n in range(400)]
-    details = lab.until(lambda: (d := gateway.client.get("/scenarios/unit").json())["last_fault"] and d)
-    assert "SIGKILL" in details["last_fault"]["error"]["title"]
-    assert 'scenarium_worker_restarts_total{scenario="unit"} 2.0' in gateway.client.get("/metrics").text
-
-
 def test_poison_in_a_batch_fails_alone(lab):
     lab.publish("unit")
     gateway = lab.start({"unit": "unit"})
@@ -119,6 +99,44 @@ def test_a_hung_worker_costs_its_own_requests_only_and_is_replaced(lab):
     assert gateway.ask("unit", "next").status_code == 200
     assert pid_of(gateway) != before
     gateway.wait_event("worker_killed", scenario="unit")
+
+
+def eight_in_a_batch(lab, gateway, third):
+    """Answers of eight requests that run together after another one; ``third`` is what the one among them does that has 800 ms."""
+    with ThreadPoolExecutor(9) as pool:
+        pool.submit(gateway.ask, "unit", "blocker", do="sleep", seconds=0.5)
+        lab.until(lambda: 'scenarium_requests_open{scenario="unit"} 1.0' in gateway.client.get("/metrics").text)
+        began = time.monotonic()
+        limit = {"headers": {"X-Scenarium-Deadline-Ms": "800"}}
+        answers = [pool.submit(gateway.ask, "unit", f"t{n}", **(third | limit if n == 3 else {"do": "sleep", "seconds": 0.1})) for n in range(8)]
+        late = answers[3].result()
+        assert 0.7 < time.monotonic() - began < 1.2
+        assert (late.status_code, late.json()["code"]) == (504, "SCN-4007")
+        found = [answer.result() for n, answer in enumerate(answers) if n != 3]
+    assert [(answer.status_code, answer.json()["text"]) for answer in found] == [(200, f"t{n}") for n in range(8) if n != 3]
+    return [answer.json() for answer in found]
+
+
+def test_one_deadline_in_a_batch_of_eight_harms_no_neighbour(lab):
+    lab.publish("unit")
+    gateway = lab.start({"unit": "unit"})
+    gateway.ready("unit")
+    before = pid_of(gateway)
+    answers = eight_in_a_batch(lab, gateway, {"do": "sleep", "seconds": 0.1})
+    assert {(answer["batch"], answer["pid"]) for answer in answers} == {(8, before)}
+
+
+def test_an_endless_item_in_a_batch_of_eight_harms_no_neighbour(lab):
+    lab.publish("unit")
+    gateway = lab.start({"unit": "unit"})
+    gateway.ready("unit")
+    before = pid_of(gateway)
+    began = time.monotonic()
+    answers = eight_in_a_batch(lab, gateway, {"do": "hang"})
+    assert time.monotonic() - began < 10, "long before their own deadlines"
+    assert {(answer["batch"], answer["pid"]) for answer in answers} == {(1, pid_of(gateway))}
+    assert pid_of(gateway) != before
+    assert gateway.wait_event("worker_killed", scenario="unit")["reason"] == "it hangs"
 
 
 def test_twenty_abandoned_requests_are_never_run(lab, tmp_path):
