@@ -112,7 +112,7 @@ class ServeConfig(Section):
     max_batch_size: int | None = Field(None, gt=0)
     """Most items of one batch; None: the plugin's own limit."""
     max_delay_ms: float = Field(0, ge=0)
-    """Wait so long for a batch to fill. 0: a free worker takes what waits."""
+    """A free worker waits at most so long for as many requests as were lately open at once. 0: it takes what waits."""
     deadline_ms: float = Field(30_000, gt=0)
     """A request that is not answered in time ends with 504."""
     hang_s: float = Field(15, gt=0)
