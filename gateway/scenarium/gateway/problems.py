@@ -35,4 +35,6 @@ def of_failure(service: Service, outcome: Outcome, deadline_ms: float) -> Scenar
         return ScenariumError("SCN-4017")
     if outcome.failure == "memory":
         return ScenariumError(memory.NOT_NOW, name=name)
+    if service.unloaded:
+        return ScenariumError("SCN-4208", name=name)
     return service.fault or ScenariumError("SCN-4013")

@@ -87,6 +87,8 @@ class Service:
         """What its workers printed lately."""
         self.used = 0.0
         """When a request came last (``time.monotonic``)."""
+        self.unloaded = False
+        """Whether an operator put it away: it has no workers until it is loaded again."""
         self.pins = 0
         """How many hold its workers where no request of theirs may be open: it is not evicted."""
         self._lines = 0
@@ -108,6 +110,10 @@ class Service:
 
     def submit(self, request: Request) -> None:
         """Take a request in. It ends by its ``resolve``."""
+        if self.unloaded:
+            request.done = True
+            request.resolve(Outcome(0, b"", failure="stopped"))
+            return
         if self.trial is None or not self.trial.takes(request):
             self.enqueue(request, request.entered)
 
@@ -209,6 +215,8 @@ class Service:
         """Serve ``number`` (None: nothing is trained), beside the old version until a worker of the new one is ready.
         ``wake``: an idle scenario is to have workers; else it stays idle, and knows the new version."""
         async with self._loading:
+            if self.unloaded:
+                return
             if number == self.tried and number is not None and not wake:
                 return
             self.tried = number
@@ -227,6 +235,31 @@ class Service:
                 return
             if await self.memory.admit(self, version, wake):
                 await self._flip(version, plugin)
+
+    async def unload(self) -> None:
+        """Have no workers until ``restore``. What was accepted is answered first; nothing more is."""
+        self.unloaded = True
+        until = time.monotonic() + self.patience()
+        while self.batcher.live and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        async with self._loading:
+            if not self.unloaded:
+                return
+            generation, self.current = self.current, None
+            self.state, self.fault = "stopped", ScenariumError("SCN-4208", name=self.name)
+            self.batcher.stop()
+        logs.event("info", "unloaded", scenario=self.name, version=self.served)
+        if generation:
+            await generation.close(5.0)
+
+    async def restore(self, number: int | None) -> None:
+        """Have workers of ``number``, whether it was unloaded, idle or loaded; returns before they are ready."""
+        unloaded, self.unloaded = self.unloaded, False
+        if self.current is not None:
+            return
+        if unloaded:
+            self.state, self.fault = "starting", None
+        await self.load(number, wake=True)
 
     def configure(self, config: ServeConfig) -> None:
         """Take over changed settings, as far as no worker knows them; for the others ``reload``."""
