@@ -52,7 +52,7 @@ def figures(rounds: int = 4, seconds: float = 5) -> list[results.Figure]:
                 assert set(told["answers"]) == {"200", "503"}, told
                 assert not told["broken"] + told["unanswered"], told
                 print(f"round {number + 1}  capacity {capacity:.0f}/s, sent {told['sent'] / told['seconds']:.0f}/s, {json.dumps(told)}", flush=True)
-                shares.append(100 * good["count"] / told["seconds"] / capacity)
+                shares.append(100 * good["during"] / told["seconds"] / capacity)
                 refused.append(no["ms"])
                 accepted.append(good["ms"])
                 late.append(told["late_ms"]["p99"])

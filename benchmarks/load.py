@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from scenarium.gateway.keys import KeyFile, Rate
+
 ROOT = Path(__file__).parent
 SERVERS = ROOT / "servers"
 OURS = "scenarium"
@@ -84,7 +86,8 @@ class Ours:
     def __init__(self, folder: Path, name: str, plugin: str, distribution: str = "benchmark") -> None:
         self.folder = folder
         self.scenario, self.plugin, self.distribution = name, plugin, distribution
-        self.key = ""
+        self.keys = folder / "keys.sqlite"
+        _, self.key = KeyFile(self.keys).create(rate=Rate(10**9, 60), daily=10**9)
 
     def train(self, *sets: str) -> Path:
         """A version by the ordinary pipeline; its folder."""
@@ -102,14 +105,9 @@ class Ours:
 
     def server(self, name: str = OURS, **serve: float) -> Server:
         """The gateway with these settings of the section ``serve``."""
-        from scenarium.gateway.keys import KeyFile, Rate
-
-        keys = self.folder / "keys.sqlite"
-        if not self.key:
-            _, self.key = KeyFile(keys).create(rate=Rate(10**9, 60), daily=10**9)
         sets = [f"{key}={value}" for key, value in serve.items()]
         script = str(SERVERS / "serve_scenario.py")
-        command = [sys.executable, script, "{port}", str(self.folder / "store"), str(keys), self.scenario, self.plugin, self.distribution, *sets]
+        command = [sys.executable, script, "{port}", str(self.folder / "store"), str(self.keys), self.scenario, self.plugin, self.distribution, *sets]
         return Server(name, command, f"/scenarios/{self.scenario}/predict")
 
 

@@ -69,6 +69,9 @@ class Load:
         self.request = "\r\n".join([*lines, "", ""]).encode() + body
         self.idle: list[Connection] = []
         self.times: dict[int, list[float]] = {}
+        self.during: dict[int, int] = {}
+        """Answers that came while requests were sent."""
+        self.sending = True
         self.late: list[float] = []
         self.broken = 0
         self.sent = 0
@@ -76,6 +79,7 @@ class Load:
     def answered(self, connection: Connection, status: int, seconds: float) -> None:
         """An answer is complete."""
         self.times.setdefault(status, []).append(seconds)
+        self.during[status] = self.during.get(status, 0) + self.sending
         self.idle.append(connection)
 
     def gone(self, connection: Connection) -> None:
@@ -105,6 +109,7 @@ class Load:
             if not self.sent % 16:
                 await asyncio.sleep(0)  # read answers also while behind the schedule
         self.took = time.perf_counter() - began
+        self.sending = False
         until = time.perf_counter() + WAIT_S
         while sum(map(len, self.times.values())) + self.broken < self.sent and time.perf_counter() < until:
             await asyncio.sleep(0.02)
@@ -117,7 +122,7 @@ class Load:
             "broken": self.broken,
             "unanswered": self.sent - self.broken - sum(map(len, self.times.values())),
             "late_ms": percentiles(self.late),
-            "answers": {str(status): {"count": len(times), "ms": percentiles(times)} for status, times in self.times.items()},
+            "answers": {str(status): {"count": len(times), "during": self.during[status], "ms": percentiles(times)} for status, times in self.times.items()},
         }
 
 
