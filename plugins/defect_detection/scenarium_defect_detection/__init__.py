@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pydantic
 
 from scenarium.core import (
-    Base64,
     Baseline,
     Data,
-    DataConfig,
     Field,
     Figure,
     Metric,
-    ModelConfig,
     Request,
-    Response,
     Row,
     Run,
     ScenarioConfig,
@@ -30,72 +23,22 @@ from scenarium.core import (
     Signature,
     Source,
     TensorSpec,
-    TrainConfig,
     Traits,
     charts,
     hookimpl,
     images,
 )
 from scenarium_defect_detection import maps
+from scenarium_defect_detection.answers import Answer, named, scored
 from scenarium_defect_detection.data import TEXTURES, read_textures
+from scenarium_defect_detection.measures import classified, histogram, levels_of, pixel_counts
+from scenarium_defect_detection.settings import Config, chosen_method
 from scenarium_defect_detection.simulate import disturb
 
 if TYPE_CHECKING:
     import torch
 
 State = Mapping[str, Any]
-
-
-class DataSection(DataConfig):
-    """Which data, and what a good part is called in it."""
-
-    good: str = "good"
-    """Label of parts without a defect. Rows without any label count as good."""
-
-
-class Model(ModelConfig):
-    """What is learned, and how."""
-
-    task: Literal["anomaly", "classify"] = "anomaly"
-    """`anomaly`: learn from good parts alone and score what differs. `classify`: name the defect; every row needs a label."""
-    method: Literal["auto", "simulate", "patchcore", "padim"] = "auto"
-    """How `anomaly` learns: on simulated defects (needs no pretrained weights), or by remembering pretrained features.
-    `auto`: patchcore where `pretrained` names weights, else simulate."""
-    backbone: str = "mobilenet_v2"
-    """A torchvision network whose features patchcore and padim use; `classify` takes it when `pretrained` names weights."""
-    pretrained: str = "none"
-    """`none`, `hub` (torchvision's download), `package` (mobilenet_v2, needs data.accept_licence), or the path of a weights file."""
-    size: int = pydantic.Field(128, ge=64, le=1024, multiple_of=32)
-    """Side of the square that the network sees, pixels. Small defects need more."""
-    patches: int = pydantic.Field(1000, ge=10)
-    """Patches that patchcore remembers."""
-    features: int = pydantic.Field(64, ge=4)
-    """Features that padim keeps."""
-    false_alarms: float = pydantic.Field(0.02, gt=0, lt=0.5)
-    """Share of good parts that may exceed the threshold."""
-
-
-class Train(TrainConfig):
-    """The shared trainer's settings, with what suits parts."""
-
-    epochs: int = pydantic.Field(24, gt=0)
-    """Passes over the training rows."""
-    batch_size: int = pydantic.Field(8, gt=0)
-    """Rows of a micro-batch on one device."""
-    lr: float = pydantic.Field(4e-3, gt=0)
-    """Peak learning rate. Use about 3e-4 when a pretrained backbone is tuned."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """fp32: on a processor the default network's narrow layers gain nothing from bf16."""
-    turn: bool = True
-    """Mirror and turn training pictures by right angles at random. Switch it off where a part's position matters."""
-
-
-class Config(ScenarioConfig):
-    """Settings of defect detection."""
-
-    data: DataSection = DataSection()
-    model: Model = Model()
-    train: Train = Train()
 
 
 class Ask(Request):
@@ -105,33 +48,6 @@ class Ask(Request):
     """The file's bytes: JPEG, PNG, WebP, BMP, TIFF or GIF. Base64 in JSON; raw body and multipart upload work too."""
     heat_map: bool = True
     """Whether to answer the heat map."""
-
-
-class Box(Response):
-    """A rectangle around one suspicious place."""
-
-    box: list[int]
-    """x1, y1, x2, y2 in pixels of the upright picture; x2 and y2 are exclusive."""
-    score: float
-    """Highest score inside."""
-
-
-class Answer(Response):
-    """Whether the part is defective, how far from the threshold, and where."""
-
-    is_defect: bool
-    score: float
-    """Anomaly score (`classify`: the probability of any defect). Comparable within one version only."""
-    threshold: float
-    """Scores above it are defects."""
-    boxes: list[Box]
-    """Places above the threshold, the strongest first; empty for a good part."""
-    heat_map: Base64 | None
-    """PNG with a palette, black over red to white and clear where the score is low, in the picture's aspect; index 128 is the threshold."""
-    defect: str | None = None
-    """Most probable class (`classify` only)."""
-    probabilities: dict[str, float] | None = None
-    """Every class (`classify` only)."""
 
 
 @hookimpl
@@ -202,22 +118,6 @@ def fit(config: Config, rows: Sequence[Row]) -> State:
         state |= {"backbone": config.model.backbone, "channels": channels, "places": places}
         state |= {"patches": config.model.patches, "kept": min(config.model.features, channels)}
     return state
-
-
-def chosen_method(config: Config) -> str:
-    """``classify``, ``simulate``, ``patchcore`` or ``padim``.
-
-    Raises:
-        ScenariumError: SCN-3323: random features were asked to tell good from bad.
-    """
-    model = config.model
-    if model.task == "classify":
-        return "classify"
-    if model.method == "auto":
-        return "simulate" if model.pretrained == "none" else "patchcore"
-    if model.method != "simulate" and model.pretrained == "none":
-        raise ScenariumError("SCN-3323", method=model.method)
-    return model.method
 
 
 def good_rows(config: Config, rows: Sequence[Row]) -> list[Row]:
@@ -342,52 +242,9 @@ def preprocess(processor: State, request: Ask) -> Mapping[str, np.ndarray]:
 
 @hookimpl
 def postprocess(processor: State, request: Ask, output: Mapping[str, np.ndarray]) -> Answer:
-    height, width = images.size_of(request.image)
-    threshold: float = processor["threshold"]
-    if processor["method"] == "classify":
-        return named(processor, request, output, height, width)
-    scores, score = output["map"].astype(np.float64), float(output["score"])
-    if processor["method"] == "simulate":
-        # Log odds become probabilities here, outside of the network: training needs the log odds.
-        scores, score, threshold = sigmoid(scores), float(sigmoid(np.array(score))), float(sigmoid(np.array(threshold)))
-    found = maps.boxes(scores, threshold, height, width)
-    png = maps.heat_png(maps.levels(scores, threshold, height, width)) if request.heat_map else None
-    boxes = [Box(box=box, score=value) for box, value in found]
-    return Answer(is_defect=score > threshold, score=score, threshold=threshold, boxes=boxes, heat_map=png)
-
-
-def sigmoid(value: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-value)) without overflow."""
-    return np.asarray(1 / (1 + np.exp(-np.clip(value, -60, 60))))
-
-
-def named(processor: State, request: Ask, output: Mapping[str, np.ndarray], height: int, width: int) -> Answer:
-    """The answer of the classifier."""
-    labels, good = processor["labels"], processor["good"]
-    logits = output["logits"].astype(np.float64)
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
-    probabilities = {label: float(share) for label, share in zip(labels, shares, strict=True)}
-    best = int(shares.argmax())
-    # Where the evidence for the class lies; without good parts among the classes, against the mean of the others.
-    other = labels.index(good) if good in labels and labels[best] != good else None
-    evidence = output["evidence"].astype(np.float64)
-    apart = evidence[best] - (evidence[other] if other is not None else np.delete(evidence, best, 0).mean(0) if len(labels) > 1 else 0)
-    scores = sigmoid(apart)
-    score = 1 - probabilities.get(good, 0.0)
-    is_defect = labels[best] != good
-    found = maps.boxes(scores, 0.5, height, width) if is_defect else []
-    # For a good part the evidence speaks for goodness: there is nothing to point at.
-    png = maps.heat_png(maps.levels(scores if is_defect else np.zeros_like(scores), 0.5, height, width)) if request.heat_map else None
-    return Answer(
-        is_defect=is_defect,
-        score=score,
-        threshold=0.5,
-        boxes=[Box(box=box, score=value) for box, value in found],
-        heat_map=png,
-        defect=labels[best],
-        probabilities=probabilities,
-    )
+    size = images.size_of(request.image)
+    answer = named if processor["method"] == "classify" else scored
+    return answer(processor, output, size, request.heat_map)
 
 
 @hookimpl
@@ -423,28 +280,6 @@ def score(config: Config, rows: Sequence[Row], answers: Sequence[Mapping[str, An
     return found
 
 
-def pixel_counts(heat_map: str, mask: images.ImageValue | None) -> np.ndarray:
-    """How often each level occurs on the defect (row 0) and beside it (row 1): ``[2, 256]``."""
-    level = levels_of(heat_map)
-    if mask is None:
-        return np.stack([np.zeros(256, dtype=np.int64), np.bincount(level.ravel(), minlength=256)])
-    marked = images.resize(images.read_mask(mask).astype(np.float32), *level.shape) >= 0.5
-    return np.stack([np.bincount(level[marked], minlength=256), np.bincount(level[~marked], minlength=256)])
-
-
-@lru_cache(maxsize=4096)  # ``promote`` scores the same answers again and again
-def levels_of(heat_map: str) -> np.ndarray:
-    """The levels in the heat map of an answer (base64)."""
-    return maps.read_levels(base64.b64decode(heat_map))
-
-
-def classified(true: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
-    """Accuracy and macro F1 (the mean over the true labels)."""
-    t, p = np.array(true), np.array(predicted)
-    f1 = [2 * np.sum((t == label) & (p == label)) / (np.sum(t == label) + np.sum(p == label)) for label in np.unique(t)]
-    return {"accuracy": float(np.mean(t == p)), "macro_f1": float(np.mean(f1))}
-
-
 @hookimpl
 def baseline(config: Config, train: Sequence[Row], test: Sequence[Row]) -> Baseline | None:
     from sklearn.linear_model import LogisticRegression
@@ -462,12 +297,6 @@ def baseline(config: Config, train: Sequence[Row], test: Sequence[Row]) -> Basel
     known = np.stack([histogram(row["image"]) for row in good_rows(config, train)])
     distance = np.array([np.abs(known - one).sum(1).min() for one in held_out])
     return Baseline("grey histogram, distance to the nearest good part", {"image_auroc": maps.auroc(distance[bad], distance[~bad])})
-
-
-def histogram(image: images.ImageValue) -> np.ndarray:
-    """Shares of 32 grey levels: ``[32]``."""
-    grey = images.to_grey(images.read_image(image)) >> 3
-    return np.bincount(grey.ravel(), minlength=32) / grey.size
 
 
 @hookimpl

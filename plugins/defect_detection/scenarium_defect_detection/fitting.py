@@ -15,7 +15,8 @@ from scenarium.training import backbones
 from scenarium_defect_detection.network import Gaussian, Inspector, Memory, Patches, Segmenter
 
 if TYPE_CHECKING:
-    from scenarium_defect_detection import Config, State
+    from scenarium_defect_detection import State
+    from scenarium_defect_detection.settings import Config
 
 COARSE = 128
 """Dimensions of the random projection in which the core set is chosen (Roth et al. 2022, section 3.2)."""

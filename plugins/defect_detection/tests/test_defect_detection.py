@@ -25,6 +25,7 @@ from scenarium.core.registry import Registry
 from scenarium.training import backbones
 from scenarium_defect_detection import fitting, maps, network, simulate
 from scenarium_defect_detection.data import GOOD, HELD_OUT, UNSEEN, read_textures
+from scenarium_defect_detection.settings import Config, Model, chosen_method
 
 SMALL = ["train.threads=1", "model.size=64"]
 
@@ -256,12 +257,12 @@ def test_the_core_set_is_spread_out() -> None:
 
 
 def test_random_features_are_refused() -> None:
-    config = plugin.Config(model=plugin.Model(method="patchcore"))
+    config = Config(model=Model(method="patchcore"))
     with pytest.raises(ScenariumError) as caught:
         plugin.fit(config, [{"image": np.zeros((64, 64), np.uint8), "label": "good"}])
     assert caught.value.code == "SCN-3323"
-    assert plugin.chosen_method(plugin.Config(model=plugin.Model(pretrained="hub"))) == "patchcore"
-    assert plugin.chosen_method(plugin.Config()) == "simulate"
+    assert chosen_method(Config(model=Model(pretrained="hub"))) == "patchcore"
+    assert chosen_method(Config()) == "simulate"
 
 
 def test_few_good_parts_give_a_wide_threshold() -> None:
@@ -276,7 +277,7 @@ def test_few_good_parts_give_a_wide_threshold() -> None:
 @pytest.mark.parametrize(("label", "task", "code"), [("裂纹", "anomaly", "SCN-3320"), (None, "classify", "SCN-3321")])
 def test_data_that_does_not_fit_the_task(label: str | None, task: Any, code: str) -> None:
     with pytest.raises(ScenariumError) as caught:
-        plugin.fit(plugin.Config(model=plugin.Model(task=task)), [{"image": np.zeros((64, 64), np.uint8), "label": label}])
+        plugin.fit(Config(model=Model(task=task)), [{"image": np.zeros((64, 64), np.uint8), "label": label}])
     assert caught.value.code == code
 
 
