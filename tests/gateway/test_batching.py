@@ -15,7 +15,8 @@ import pytest
 from scenarium.core.registry import Plugin, Registry
 from scenarium.core.runtime import Runtime
 from scenarium.core.settings import Settings
-from scenarium.gateway.batching import AGE_S, PRIORITIES, Batcher, Outcome, Priority, Request
+from scenarium.gateway.batching import AGE_S, Batcher
+from scenarium.gateway.requests import PRIORITIES, Outcome, Priority, Request
 
 GRACE = 5.0
 

@@ -15,8 +15,9 @@ import pytest
 from scenarium.core.config import ServeConfig
 from scenarium.core.errors import ScenariumError
 from scenarium.core.manifest import Manifest
-from scenarium.gateway.batching import PRIORITIES, Batcher, Outcome, Request
+from scenarium.gateway.batching import Batcher
 from scenarium.gateway.cache import OVERHEAD, Cache, check
+from scenarium.gateway.requests import PRIORITIES, Outcome, Request
 
 TICK = 0.01
 

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from scenarium.core.rollouts import Limits
-from scenarium.gateway.batching import Outcome
+from scenarium.gateway.requests import Outcome
 from scenarium.gateway.verdicts import Arm, excess, judge, percentile, percentile_bounds, wilson
 
 LIMITS = Limits()

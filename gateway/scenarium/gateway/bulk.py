@@ -16,9 +16,9 @@ from typing import IO, TYPE_CHECKING
 
 from scenarium.core.errors import ScenariumError
 from scenarium.gateway import problems
-from scenarium.gateway.batching import Outcome, Request
 from scenarium.gateway.elements import Elements
 from scenarium.gateway.predict import Call, Disconnected, Endpoint, count_answer, failed
+from scenarium.gateway.requests import Outcome, Request
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Send

@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from scenarium.core.errors import ScenariumError
-from scenarium.gateway.batching import Failure, Outcome, Priority, Request
+from scenarium.gateway.requests import Failure, Outcome, Priority, Request
 
 if TYPE_CHECKING:
     from scenarium.core.config import ServeConfig

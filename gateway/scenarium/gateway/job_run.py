@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from scenarium.core.errors import ScenariumError
 from scenarium.gateway import problems
 from scenarium.gateway.admission import Admission, Caller
-from scenarium.gateway.batching import Failure, Outcome, Request
 from scenarium.gateway.bulk import window
 from scenarium.gateway.elements import Elements
 from scenarium.gateway.job_file import End, Job, fault_text
 from scenarium.gateway.limits import Limited
 from scenarium.gateway.predict import Call, count_answer
+from scenarium.gateway.requests import Failure, Outcome, Request
 
 if TYPE_CHECKING:
     from scenarium.gateway.services import Service

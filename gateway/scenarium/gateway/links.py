@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 from scenarium.core.workers import frames
 from scenarium.gateway import logs
-from scenarium.gateway.batching import Request
+from scenarium.gateway.requests import Request
 from scenarium.gateway.zygotes import Nursery, Process
 
 _PROBE = 1 << 63

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scenarium.core.manifest import Manifest
 from scenarium.gateway import openapi_cold
-from scenarium.gateway.batching import PRIORITIES
+from scenarium.gateway.requests import PRIORITIES
 
 if TYPE_CHECKING:
     from scenarium.gateway.services import Service

@@ -18,8 +18,8 @@ from scenarium.core.errors import ScenariumError, language
 from scenarium.gateway import logs, problems
 from scenarium.gateway.admission import ANONYMOUS, UNREAD
 from scenarium.gateway.audit import Entry
-from scenarium.gateway.batching import PRIORITIES, Outcome, Priority, Request
 from scenarium.gateway.cache import Found, digest
+from scenarium.gateway.requests import PRIORITIES, Outcome, Priority, Request
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scenarium.core.errors import ScenariumError
 from scenarium.gateway import memory
-from scenarium.gateway.batching import Outcome
+from scenarium.gateway.requests import Outcome
 
 if TYPE_CHECKING:
     from scenarium.gateway.services import Service

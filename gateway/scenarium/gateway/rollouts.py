@@ -24,8 +24,8 @@ from scenarium.core import rollouts as stored
 from scenarium.core.errors import ScenariumError, Words
 from scenarium.core.rollouts import Cause, Rollout, Standing, in_canary
 from scenarium.gateway import logs
-from scenarium.gateway.batching import Failure, Outcome, Request
 from scenarium.gateway.generations import DEATH_WINDOW_S, QUICK_DEATHS
+from scenarium.gateway.requests import Failure, Outcome, Request
 from scenarium.gateway.services import Service
 from scenarium.gateway.verdicts import WINDOW, Arm, Verdict, judge
 

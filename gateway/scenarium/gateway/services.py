@@ -16,11 +16,12 @@ from scenarium.core.registry import Plugin, Registry
 from scenarium.core.store import Store, Version
 from scenarium.core.workers import frames
 from scenarium.gateway import cache, logs
-from scenarium.gateway.batching import Batcher, Failure, Outcome, Request
+from scenarium.gateway.batching import Batcher
 from scenarium.gateway.generations import Generation, cannot_start
 from scenarium.gateway.links import WorkerLink
 from scenarium.gateway.memory import Memory
 from scenarium.gateway.metrics import Stats
+from scenarium.gateway.requests import Failure, Outcome, Request
 from scenarium.gateway.zygotes import Nursery
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from scenarium.core.errors import ScenariumError
 from scenarium.gateway import problems
-from scenarium.gateway.batching import Outcome
 from scenarium.gateway.predict import PROBLEM, Call, Endpoint, body_key, count_answer, failed, read_body, send_body, send_problem
+from scenarium.gateway.requests import Outcome
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Send
 
-    from scenarium.gateway.batching import Request
+    from scenarium.gateway.requests import Request
     from scenarium.gateway.services import Service
 
 BACKLOG = 1 << 20

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from scenarium.gateway.app import App
-    from scenarium.gateway.batching import Request
+    from scenarium.gateway.requests import Request
 
 ANSWERED = {b"x-scenarium-version": "scenarium.version", b"x-scenarium-cache": "scenarium.cache"}
 """Headers of an answer that become attributes of its span."""

@@ -23,7 +23,7 @@ from scenarium.gateway.metrics import LATENCY_S, OUTCOMES, Histogram
 
 if TYPE_CHECKING:
     from scenarium.core.rollouts import Cause, Limits
-    from scenarium.gateway.batching import Outcome
+    from scenarium.gateway.requests import Outcome
 
 Z = 3.0
 WINDOW = 1000

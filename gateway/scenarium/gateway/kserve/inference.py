@@ -20,9 +20,9 @@ from scenarium.gateway.kserve.statistics import Statistics
 from scenarium.gateway.predict import count_answer, failed
 
 if TYPE_CHECKING:
-    from scenarium.gateway.batching import Outcome, Request
     from scenarium.gateway.kserve.models import Model
     from scenarium.gateway.predict import Call
+    from scenarium.gateway.requests import Outcome, Request
 
 WORDS = (b'"priority"', b'"timeout"', b'"shared_memory_region"')
 PRIORITIES = {0: b"normal", 1: b"high", 2: b"normal"}
