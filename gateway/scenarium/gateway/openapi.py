@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scenarium.core.manifest import Manifest
 from scenarium.gateway import openapi_cold
+from scenarium.gateway.cache import FOUND
 from scenarium.gateway.requests import PRIORITIES
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ def _post(name: str, manifest: Manifest | None, lang: str, kind: str, schemas: d
             else {"application/json": {"schema": response, **({"example": manifest.answer} if manifest.answer else {})}}
         )
     operation["requestBody"] = {"required": True, "content": body}
-    operation["responses"] = {"200": {"description": text["answer"], "content": answer, "headers": _ANSWER_HEADERS}, **operation["responses"]}
+    headers = {**_ANSWER_HEADERS, **(_KEPT if kind == "predict" and manifest.pure else {})}
+    operation["responses"] = {"200": {"description": text["answer"], "content": answer, "headers": headers}, **operation["responses"]}
     return operation
 
 
@@ -186,3 +188,4 @@ _ANSWER_HEADERS = {
     "X-Scenarium-Version": {"description": "Number of the version that answered", "schema": {"type": "integer"}},
     "X-Request-Id": {"schema": {"type": "string"}},
 }
+_KEPT = {"X-Scenarium-Cache": {"description": "Where answers are kept: how this one was found", "schema": {"type": "string", "enum": list(FOUND)}}}
