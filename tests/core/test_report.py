@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
+import shutil
+import subprocess
 import warnings
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 
 import numpy as np
+import pytest
 from fontTools import ttLib as font_tools
 
 from scenarium.core import charts, fonts, report
@@ -133,3 +137,38 @@ def test_charts_say_what_they_show():
     assert "&lt;x&gt;" in charts.table(["h"], [["<x>"]])
     many = [str(index % 40) for index in range(100)]
     assert "not shown" in charts.confusion_matrix(many, many)
+
+
+def test_classes_stand_beside_the_parts_of_the_data(tmp_path):
+    splits = {"train": {"rows": 90, "classes": {"诈骗": 31, "normal": 59}}, "test": {"rows": 30, "classes": {"normal": 30}}}
+    data = {"sha256": "ab" * 32, "splits": splits, "sources": [{"name": "own", "map": {"text": "内容"}, "files": [], "root": None}]}
+    text = write(tmp_path, manifest(data=data))
+    assert "<th>train</th><th>test</th>" in text
+    assert "<td>诈骗</td><td class=number>31</td><td class=number>0</td>" in text
+    assert "<h3>sources / 来源</h3>" in text
+    assert "<td>text: 内容</td>" in text
+    assert "<th>root</th>" not in text, "a column without a value"
+    assert f"<td class=long>{'ab' * 32}</td>" in text, "a hash may be broken where the page is narrow"
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_nothing_is_wider_than_a_telephone(tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert chromium, "needs Chromium: make setup-test installs it"
+    metrics = {f"a_long_name_of_metric_{number}": 0.5 for number in range(9)}
+    fan = charts.forecast_fan([1.0, 2.0], {0.1: [1.0, 0.9], 0.5: [2.0, 2.1], 0.9: [3.0, 3.5]}, [2.0, 2.2])
+    pictures = charts.image_grid([np.zeros((28, 28), np.uint8)] * 12, [f"{number}" for number in range(12)])
+    figures = [Figure("Forecast / 预测", fan), Figure("pictures", pictures), Figure("matrix", charts.confusion_matrix(list("abcdefghij"), list("abcdefghij")))]
+    write(tmp_path, manifest(metrics={"f1": 0.9, **metrics}, metric=Metric("f1")), figures=figures)
+    (tmp_path / "frame.html").write_text(
+        "<iframe src=report.html style='width:390px;height:900px;border:0' "
+        "onload='document.title = this.contentDocument.documentElement.scrollWidth + \" of \" + this.contentWindow.innerWidth'></iframe>",
+        encoding="utf8",
+    )
+    command = [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--allow-file-access-from-files", "--window-size=800,1000", "--dump-dom", f"file://{tmp_path / 'frame.html'}"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=os.environ | {"HOME": str(tmp_path)}).stdout
+    found = re.search(r"<title>(\d+) of (\d+)</title>", shown)
+    assert found is not None, shown[:500]
+    assert int(found[1]) <= int(found[2]) == 390

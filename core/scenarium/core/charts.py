@@ -104,20 +104,22 @@ def forecast_fan(
     levels = sorted(quantiles)
     steps = len(next(iter(quantiles.values())))
     x: list[Any] = list(times) if times is not None else list(range(1 - len(history), steps + 1))
-    past, ahead = x[: len(history)], x[len(history) :]
-    canvas, axes = _canvas(7, 3.2)
+    past, ahead = x[: len(history)], x[len(history) - 1 :]
+    last = [history[-1]]  # known exactly: every line begins there
+    canvas, axes = _canvas(7, 3.4)
     axes.plot(past, list(history), color=INK, label="history / 历史")
-    for low in (level for level in levels if level < 0.5):
-        high = next((level for level in levels if abs(level - (1 - low)) < 1e-9), None)
-        if high is not None:
-            band = f"{round((high - low) * 100)} %"
-            axes.fill_between(ahead, list(quantiles[low]), list(quantiles[high]), color=BLUE, alpha=0.18, linewidth=0, label=band)
+    pairs = [(low, high) for low in levels for high in levels if low < 0.5 and abs(high - (1 - low)) < 1e-9]
+    for number, (low, high) in enumerate(pairs, 1):
+        band, shade = f"{round((high - low) * 100)} %", 0.15 + 0.35 * number / len(pairs)
+        colour = [1 - shade * (1 - int(BLUE[at : at + 2], 16) / 255) for at in (1, 3, 5)]  # opaque, so that the legend shows the same
+        axes.fill_between(ahead, [*last, *quantiles[low]], [*last, *quantiles[high]], color=colour, linewidth=0, label=band)
     if 0.5 in quantiles:
-        axes.plot(ahead, list(quantiles[0.5]), color=BLUE, label="median / 中位数")
+        axes.plot(ahead, [*last, *quantiles[0.5]], color=BLUE, label="median / 中位数")
     if actual is not None:
-        axes.plot(ahead[: len(actual)], list(actual), color=ORANGE, linestyle="--", label="actual / 实际")
+        axes.plot(ahead[: len(actual) + 1], [*last, *actual], color=ORANGE, linestyle="--", label="actual / 实际")
+    axes.set_xlabel("steps from the last known value / 距最后已知值的步数" if times is None else "")
     axes.set_title(title)
-    axes.legend(frameon=False, ncols=3, fontsize=8)
+    _legend(axes, 6)
     return _svg(canvas)
 
 
@@ -129,7 +131,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], *, x: str = "", y
         axes.plot([p[0] for p in points], [p[1] for p in points], label=name, marker=marker, markersize=3, linewidth=1.4)
     axes.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
     if len(series) > 1:
-        axes.legend(frameon=False)
+        _legend(axes, 4)
     return _svg(canvas)
 
 
@@ -148,8 +150,8 @@ def bars(values: Mapping[str, float], *, unit: str = "", limit: int = 30) -> str
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """An HTML table. Floats are shown with four significant digits; all text is escaped."""
     cells = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td{' class=number' if _numeric(cell) else ''}>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+    body = "".join("<tr>" + "".join(f"<td{_kind(cell)}>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<div class=table><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
@@ -168,7 +170,7 @@ def entity_table(rows: Sequence[tuple[str, Sequence[Mapping[str, Any]], Sequence
     labels = sorted({str(entity["label"]) for _, true, predicted in rows for entity in (*true, *predicted)})
     colours = {label: _PALETTE[position % len(_PALETTE)] for position, label in enumerate(labels)}
     body = "".join(f"<tr><td>{_marked(text, true, colours)}</td><td>{_marked(text, predicted, colours)}</td></tr>" for text, true, predicted in rows[:limit])
-    return f"<table class=entities><thead><tr><th>true / 实际</th><th>predicted / 预测</th></tr></thead><tbody>{body}</tbody></table>"
+    return f"<div class=table><table class=entities><thead><tr><th>true / 实际</th><th>predicted / 预测</th></tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def image_grid(images: Sequence[np.ndarray], captions: Sequence[str] | None = None, *, columns: int = 6, limit: int = 24, side: int = 120) -> str:
@@ -177,7 +179,7 @@ def image_grid(images: Sequence[np.ndarray], captions: Sequence[str] | None = No
     Args:
         images: ``uint8`` ``[H, W]`` or ``[H, W, 3]``; other dtypes are scaled from their own minimum and maximum.
         captions: one a picture.
-        columns: pictures in a row.
+        columns: pictures in a row, fewer where the page is narrow.
         limit: most pictures shown.
         side: width of a picture on the page, pixels.
     """
@@ -186,7 +188,7 @@ def image_grid(images: Sequence[np.ndarray], captions: Sequence[str] | None = No
         f"<figure><img width={side} src='{_png(image)}' alt='{html.escape(text, quote=True)}'><figcaption>{html.escape(text)}</figcaption></figure>"
         for image, text in zip(images[:limit], texts, strict=False)
     )
-    return f"<div class=grid style='grid-template-columns:repeat({columns},max-content)'>{cells}</div>"
+    return f"<div class=grid style='grid-template-columns:repeat(auto-fill,{side}px);max-width:{columns * (side + 8)}px'>{cells}</div>"
 
 
 def heat_maps(images: Sequence[np.ndarray], maps: Sequence[np.ndarray], captions: Sequence[str] | None = None, *, columns: int = 6, limit: int = 24) -> str:
@@ -226,6 +228,11 @@ def _canvas(width: float, height: float) -> tuple[Canvas, Axes]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9, labelfontfamily=fonts.families())
     return canvas, axes
+
+
+def _legend(axes: Axes, columns: int) -> None:
+    """The legend above the plot, where it covers no line."""
+    axes.legend(frameon=False, fontsize=8, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, columnspacing=1.2)
 
 
 def _svg(canvas: Canvas) -> str:
@@ -275,6 +282,13 @@ def _marked(text: str, entities: Sequence[Mapping[str, Any]], colours: Mapping[s
 
 def _numeric(cell: object) -> bool:
     return isinstance(cell, (int, float)) and not isinstance(cell, bool)
+
+
+def _kind(cell: object) -> str:
+    """The class attribute of a cell: numbers stand right, a word too long for a line (a hash, a path) may be broken."""
+    if _numeric(cell):
+        return " class=number"
+    return " class=long" if max(map(len, str(cell).split()), default=0) > 24 else ""
 
 
 def _text(cell: object) -> str:

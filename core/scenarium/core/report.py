@@ -25,12 +25,14 @@ body { font: 15px/1.5 system-ui, "Report Chinese", sans-serif; color: var(--ink)
 h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line) } .faint { color: var(--faint) }
 table { border-collapse: collapse; margin: .8rem 0; font-size: 14px }
 th, td { text-align: left; padding: .25rem .8rem; border-bottom: 1px solid var(--line); vertical-align: top }
-td.number { text-align: right; font-variant-numeric: tabular-nums } td { overflow-wrap: anywhere }
-svg { max-width: 100%; height: auto } .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 1rem }
-.grid { display: grid; gap: .5rem; overflow-x: auto } figure { margin: 0 } figcaption { font-size: 12px; color: var(--faint) }
+.table { overflow-x: auto; margin: .8rem 0 } .table > table { margin: 0 } td.number { text-align: right; font-variant-numeric: tabular-nums } td.long { overflow-wrap: anywhere; min-width: 12em }
+svg { max-width: 100%; height: auto } .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(380px, 100%), 1fr)); gap: 1rem }
+section { overflow-x: auto } .grid { display: grid; gap: .5rem; overflow-x: auto } figure { margin: 0 } figcaption { font-size: 12px; color: var(--faint) }
 mark { padding: 0 .15em; border-radius: 3px } mark sub { font-size: 10px; margin-left: .2em }
 .origin { border: 1px solid var(--accent); border-radius: 4px; padding: 0 .4em }
 """
+
+_RECORDS = {"sources": "sources / 来源", "findings": "findings / 发现", "files": "files / 文件"}
 
 _CURVES: tuple[tuple[str, tuple[str, ...], dict[str, str]], ...] = (
     ("loss / 损失", ("loss", "val_loss"), {"loss": "training / 训练", "val_loss": "validation / 验证"}),
@@ -53,7 +55,7 @@ def write(path: Path, manifest: Manifest, curves: Curves, figures: Sequence[Figu
     face = f"@font-face {{ font-family: 'Report Chinese'; src: url({font}) }}" if font else ""
     title = html.escape(f"{manifest.scenario}: training report")
     path.write_text(
-        f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{title}</title>"
+        f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'><title>{title}</title>"
         f"<style>{_STYLE}{face}</style></head>\n<body>\n{body}\n</body></html>\n",
         encoding="utf8",
     )
@@ -98,15 +100,27 @@ def _curves(curves: Curves) -> str:
 
 
 def _data(data: Mapping[str, Any]) -> str:
-    """Plain values as one table, each list of records (files, sources) as one of its own."""
-    plain = {name: value for name, value in data.items() if not _records(value)}
+    """Plain values as one table, the splits by class and each list of records (files, sources) as one of its own."""
+    splits = data.get("splits") or {}
+    plain = {name: value for name, value in data.items() if name != "splits" and not _records(value)}
     parts = [charts.table(["", "value / 值"], list(_flat(plain)))] if plain else []
+    if splits:
+        parts.append(f"<h3>rows / 行数</h3>{_splits(splits)}")
     for name, value in data.items():
         if _records(value):
-            head = list(dict.fromkeys(key for record in value for key in record))
-            rows = [[_shown(record.get(key, "")) for key in head] for record in value]
-            parts.append(f"<h3>{html.escape(name)}</h3>{charts.table(head, rows)}")
+            # A column that is empty in every record says nothing.
+            head = [key for key in dict.fromkeys(key for record in value for key in record) if any(_words(record.get(key)) for record in value)]
+            rows = [[_words(record.get(key)) for key in head] for record in value]
+            parts.append(f"<h3>{html.escape(_RECORDS.get(name, name))}</h3>{charts.table(head, rows)}")
     return "".join(parts)
+
+
+def _splits(splits: Mapping[str, Mapping[str, Any]]) -> str:
+    """Rows of each part, then of each class in it."""
+    labels = dict.fromkeys(label for part in splits.values() for label in part.get("classes") or {})
+    rows: list[list[object]] = [["all / 全部", *(part["rows"] for part in splits.values())]]
+    rows += [[label, *((part.get("classes") or {}).get(label, 0) for part in splits.values())] for label in labels]
+    return charts.table(["", *splits], rows)
 
 
 def _versions(manifest: Manifest) -> str:
@@ -125,6 +139,15 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[list[str]]:
 
 def _records(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
+
+
+def _words(value: Any) -> str:
+    """A value of a record as a reader would write it; nothing for what is empty."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_words(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_words, value))
+    return "" if value is None else _shown(value)
 
 
 def _shown(value: Any) -> str:
