@@ -1,41 +1,16 @@
-"""Jobs on real gateways: each has one result, through cancels, deadlines and a gateway that is killed."""
+"""Jobs on real gateways: each has one result, through cancels, deadlines and limits."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import sqlite3
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from scenarium.core.errors import ScenariumError
-from scenarium.gateway.job_file import End, JobFile, New
 from scenarium.gateway.keys import KeyFile
-
-ENDED = ("done", "failed", "cancelled")
-
-
-def submit(gateway, text="x", query="", headers=None, name="unit", **fields):
-    answer = gateway.client.post(f"/scenarios/{name}/jobs{query}", json={"text": text, **fields}, headers=headers)
-    assert answer.status_code == 202, answer.text
-    assert answer.headers["location"] == answer.json()["url"] == f"/jobs/{answer.json()['id']}"
-    return answer.json()
-
-
-def job_of(gateway, job, **options):
-    return gateway.client.get(job["url"], **options).json()
-
-
-def ended(lab, gateway, job, timeout=20.0):
-    return lab.until(lambda: (found := job_of(gateway, job))["state"] in ENDED and found, timeout)
-
-
-def lines(path):
-    return path.read_text().split() if path.exists() else []
+from tests.gateway.job_calls import ENDED, ended, job_of, lines, submit
 
 
 @pytest.fixture(scope="module")
@@ -266,124 +241,7 @@ def test_too_many_and_too_large(lab):
     assert (body.status_code, body.json()["code"]) == (413, "SCN-4012")
 
 
-# ── across restarts ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def killed(lab, gateway):
-    """End a gateway as a power cut would."""
-    processes = gateway.processes()
-    gateway.stop(signal.SIGKILL)
-    lab.until(lambda: not lab.alive(processes))
-
-
-def test_each_job_has_one_result_though_the_gateway_is_killed(lab, tmp_path):
-    trail = tmp_path / "trail"
-    lab.publish("unit", settings={"model.max_batch": 2})
-    gateway = lab.start({"unit": "unit"})
-    gateway.ready("unit")
-    jobs = {f"t{n}": submit(gateway, f"t{n}", do="sleep", seconds=0.15, trail=str(trail), headers={"Idempotency-Key": f"k{n}"}) for n in range(24)}
-    batch = gateway.client.post("/scenarios/unit/jobs?batch=1", json=[{"text": f"b{n}", "do": "sleep", "seconds": 0.01} for n in range(30)]).json()
-    lab.until(lambda: len(lines(trail)) >= 3)
-    states = [job_of(gateway, job)["state"] for job in jobs.values()]
-    assert states.count("queued") >= 20
-    assert "running" in states
-    killed(lab, gateway)
-    before = lines(trail)
-
-    gateway = lab.start({"unit": "unit"})
-    gateway.ready("unit")
-    for text, job in jobs.items():
-        assert ended(lab, gateway, job, 60)["state"] == "done"
-        assert gateway.client.get(job["result"]).json()["text"] == text
-    assert ended(lab, gateway, batch)["state"] == "done"
-    assert [each["text"] for each in gateway.client.get(batch["result"]).json()] == [f"b{n}" for n in range(30)]
-    ran = lines(trail)
-    assert set(ran) == set(jobs)
-    again = {text for text in ran if ran.count(text) > 1}
-    assert again <= set(before)  # only what may have been running was run again
-    assert len(again) <= 4
-    assert submit(gateway, "t5", do="sleep", seconds=0.15, trail=str(trail), headers={"Idempotency-Key": "k5"})["id"] == jobs["t5"]["id"]
-    assert len(gateway.client.get("/jobs?limit=500").json()["jobs"]) == 25
-
-
-def test_what_is_not_pure_is_not_run_again_after_a_restart(lab, tmp_path):
-    trail = tmp_path / "trail"
-    lab.publish("unit", settings={"model.pure": False, "model.max_batch": 1})
-    gateway = lab.start({"unit": "unit"}, "gateway.jobs_at_once=1")
-    gateway.ready("unit")
-    running = submit(gateway, "running", do="sleep", seconds=2, trail=str(trail))
-    queued = submit(gateway, "queued", trail=str(trail))
-    lab.until(lambda: lines(trail))
-    killed(lab, gateway)
-    gateway = lab.start({"unit": "unit"})
-    gateway.ready("unit")
-    found = ended(lab, gateway, running)
-    assert (found["state"], found["error"]["code"]) == ("failed", "SCN-4125")
-    assert gateway.client.get(running["result"]).status_code == 500
-    assert ended(lab, gateway, queued)["state"] == "done"
-    assert lines(trail) == ["running", "queued"]
-
-
-def test_sigterm_lets_what_runs_end_and_keeps_the_rest(lab, tmp_path):
-    trail = tmp_path / "trail"
-    lab.publish("unit", settings={"model.max_batch": 1})
-    gateway = lab.start({"unit": "unit"})
-    gateway.ready("unit")
-    jobs = [submit(gateway, f"t{n}", do="sleep", seconds=1, trail=str(trail)) for n in range(3)]
-    lab.until(lambda: lines(trail))
-    assert gateway.stop() == 0
-    assert lines(trail) == ["t0"]  # no other was begun
-    gateway = lab.start({"unit": "unit"})
-    gateway.ready("unit")
-    assert job_of(gateway, jobs[0])["state"] == "done"
-    for job in jobs:
-        assert ended(lab, gateway, job)["state"] == "done"
-    assert lines(trail) == [f"t{n}" for n in range(3)]
-
-
-def test_a_pure_job_that_outlasts_the_drain_is_run_again(lab, tmp_path):
-    trail = tmp_path / "trail"
-    lab.publish("unit")
-    gateway = lab.start({"unit": "unit"}, "gateway.drain_s=0.5")
-    gateway.ready("unit")
-    job = submit(gateway, "long", do="sleep", seconds=3, trail=str(trail))
-    lab.until(lambda: lines(trail))
-    began = time.monotonic()
-    assert gateway.stop() == 0
-    assert time.monotonic() - began < 2.5
-    gateway = lab.start({"unit": "unit"})
-    assert ended(lab, gateway, job)["state"] == "done"
-    assert lines(trail) == ["long", "long"]
-
-
-def test_a_workers_death_costs_no_job(lab):
-    lab.publish("unit")
-    gateway = lab.start({"unit": "unit"})
-    gateway.ready("unit")
-    jobs = [submit(gateway, f"t{n}", do="sleep", seconds=0.3) for n in range(3)]
-    stream = submit(gateway, "s", "?stream=1", n=3, seconds=0.5)
-    time.sleep(0.2)
-    os.kill(gateway.client.get("/scenarios/unit").json()["workers"][0]["pid"], signal.SIGKILL)
-    for job in (*jobs, stream):
-        assert ended(lab, gateway, job)["state"] == "done"
-    poison = submit(gateway, "p", do="kill")
-    assert ended(lab, gateway, poison)["error"]["code"] == "SCN-4009"
-
-
-def test_a_new_version_waits_for_a_running_job_of_the_old_one(lab, tmp_path):
-    """Longer than a single request may take: what is not pure could not be run again."""
-    trail = tmp_path / "trail"
-    lab.publish("unit", settings={"model.pure": False})
-    gateway = lab.start({"unit": "unit"}, "scenarios.unit.serve.deadline_ms=500")
-    gateway.ready("unit")
-    job = submit(gateway, "long", do="sleep", seconds=8, trail=str(trail))
-    lab.until(lambda: lines(trail))
-    lab.publish("unit", settings={"model.pure": False, "model.answer": "two"})
-    gateway.wait_event("version_served", version=2)
-    assert gateway.ask("unit").json()["answer"] == "two"
-    assert job_of(gateway, job)["state"] == "running"
-    found = ended(lab, gateway, job)
-    assert (found["state"], found["version"]) == ("done", 1)
+# ── who and where ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_openapi_document_has_the_routes(served):
@@ -392,23 +250,6 @@ def test_the_openapi_document_has_the_routes(served):
     assert {method for path in ("/jobs", "/jobs/{ident}", "/jobs/{ident}/result") for method in paths[path]} == {"get", "delete"}
     operations = [operation["operationId"] for path in paths.values() for operation in path.values()]
     assert len(operations) == len(set(operations))
-
-
-def test_a_scenario_that_is_gone_keeps_its_jobs(lab):
-    lab.publish("unit")
-    gateway = lab.start({"unit": "unit"}, "gateway.jobs_at_once=1")
-    gateway.ready("unit")
-    submit(gateway, "blocker", do="sleep", seconds=1)
-    job = submit(gateway, "kept")
-    killed(lab, gateway)
-    gateway = lab.start({"other": "unit"})
-    assert job_of(gateway, job)["state"] == "queued"
-    assert gateway.stop() == 0
-    gateway = lab.start({"unit": "unit"})
-    assert ended(lab, gateway, job)["state"] == "done"
-
-
-# ── who and where ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_job_belongs_to_the_key_that_made_it(lab):
@@ -492,74 +333,3 @@ def test_a_file_that_is_none_harms_nothing_else(lab):
     off.ready("unit")
     assert off.client.post("/scenarios/unit/jobs", json={"text": "x"}).json()["code"] == "SCN-4127"
     assert off.client.get("/jobs").json()["jobs"] == []
-
-
-# ── the file alone ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def new(once=None, body=b"{}"):
-    return New("unit", "", "one", "application/json", "en", "", "", 1000.0, None, once, body, body)
-
-
-@pytest.fixture
-def file(tmp_path):
-    found = JobFile(tmp_path / "jobs.sqlite", 60.0, 10)
-    found.open()
-    yield found
-    found.close()
-
-
-def reopened(file):
-    file.close()
-    return file.open()
-
-
-def test_a_job_ends_once(file):
-    job, fresh = file.add(new())
-    assert fresh
-    assert file.begin(job.id, True)
-    assert file.begin(job.id, True) is None
-    assert file.end(job.id, End("application/json", b"first"))
-    assert not file.end(job.id, End("application/json", b"second"))
-    assert not file.again(job.id, True)
-    assert file.cancel(job.id).state == "done"
-    assert file.result(job.id) == b"first"
-
-
-def test_a_job_that_always_ends_its_gateway_is_given_up(file):
-    job, _ = file.add(new())
-    for _ in range(3):
-        assert file.begin(job.id, True)
-        left = reopened(file)
-    assert left == []
-    assert file.get(job.id).state == "failed"
-    assert json.loads(file.get(job.id).fault)["zh"]["code"] == "SCN-4125"
-
-
-def test_a_run_that_no_worker_saw_does_not_count(file):
-    job, _ = file.add(new())
-    for _ in range(5):
-        assert file.begin(job.id, True)
-        assert file.again(job.id, False)
-    assert reopened(file) == [(job.id, "unit")]
-
-
-def test_a_job_that_nobody_begins_fails_in_the_end(tmp_path):
-    file = JobFile(tmp_path / "jobs.sqlite", 0.05, 10)
-    file.open()
-    job, _ = file.add(new())
-    time.sleep(0.06)
-    assert file.sweep() == [(job.id, "unit")]
-    assert json.loads(file.get(job.id).fault)["en"]["code"] == "SCN-4130"
-    file.close()
-
-
-def test_a_file_of_a_later_format_is_left_alone(file):
-    file.close()
-    with contextlib.closing(sqlite3.connect(file.path)) as connection:
-        connection.execute("PRAGMA user_version = 9")
-    with pytest.raises(ScenariumError) as caught:
-        file.open()
-    assert caught.value.code == "SCN-4127"
-    with ThreadPoolExecutor(1) as pool, pytest.raises(ScenariumError):  # the lock was let go: another thread gets as far
-        pool.submit(file.open).result()
