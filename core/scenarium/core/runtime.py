@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from scenarium.core import devices
 from scenarium.core.bodies import decode
 from scenarium.core.errors import ScenariumError
 from scenarium.core.manifest import Manifest
@@ -44,6 +46,8 @@ class Runtime:
         self.traits = traits or hook.traits(config=config)
         self.signature: Signature = hook.signature(config=config, state=state)
         self.processor = hook.processor(config=config, state=state)
+        self.fits: dict[Any, int] = {}
+        """Most items of a batch for which the device had memory, by bucket, where it had none for more."""
         self.model = hook.load(config=config, state=state, signature=self.signature, version=folder, device=device)
 
     @classmethod
@@ -77,7 +81,8 @@ class Runtime:
         """Answer each request, in order, with its answer or its own error. ``times`` is added to.
 
         Items are grouped by shape, so no request is padded to a much longer neighbour. Where a group raises and the scenario is
-        pure, it is halved until the item that raises stands alone.
+        pure, it is halved until the item that raises stands alone. Where its device has too little memory, the group is halved too, and the
+        groups of that shape that come later are as small from the start.
         """
         answers: list[BaseModel | Exception | None] = [None] * len(requests)
         buckets: dict[Any, list[tuple[int, Any]]] = {}
@@ -93,11 +98,12 @@ class Runtime:
             else:
                 buckets.setdefault(_bucket(item), []).append((index, item))
         times.preprocess += clock() - began
-        for bucket in buckets.values():
-            for start in range(0, len(bucket), self.max_batch_size):
-                part = bucket[start : start + self.max_batch_size]
+        for shape, bucket in buckets.items():
+            while bucket:
+                size = self.fits.get(shape, self.max_batch_size)
+                part, bucket = bucket[:size], bucket[size:]
                 began = clock()
-                outputs = self._outputs([item for _, item in part])
+                outputs = self._outputs([item for _, item in part], shape)
                 ended = clock()
                 for (index, _), output in zip(part, outputs, strict=True):
                     answers[index] = self._answer(requests[index], output)
@@ -170,19 +176,31 @@ class Runtime:
             raise ScenariumError("SCN-4005", name=self.scenario.name)
         yield from parts
 
-    def _outputs(self, items: list[Any]) -> list[Any]:
+    def _outputs(self, items: list[Any], shape: Any) -> list[Any]:
         """One output or error an item; the plugin's own count is checked."""
         try:
             outputs = list(self.predict_batch(config=self.scenario.config, signature=self.signature, model=self.model, batch=items))
         except Exception as fault:
-            if len(items) == 1 or not self.traits.pure:
+            if short := devices.out_of_memory(fault):
+                devices.give_back()
+            if len(items) == 1 or not self.traits.pure or devices.lost(fault):
                 return [self._fault(fault)] * len(items)
             middle = len(items) // 2
-            return self._outputs(items[:middle]) + self._outputs(items[middle:])
+            if short:
+                self._remember(shape, len(items))
+            return self._outputs(items[:middle], shape) + self._outputs(items[middle:], shape)
         if len(outputs) != len(items):
             reason = f"predict_batch of plugin {self.scenario.plugin.name!r} returned {len(outputs)} outputs for {len(items)} items"
             return [ScenariumError("SCN-4003", name=self.scenario.name, reason=reason)] * len(items)
         return outputs
+
+    def _remember(self, shape: Any, size: int) -> None:
+        """A batch of this size was too large for the device."""
+        half = size // 2
+        if half < self.fits.get(shape, self.max_batch_size):
+            self.fits[shape] = half
+            told = f"Out of memory with a batch of {size}; such batches have at most {half} items from now on."
+            print(told, file=sys.stderr, flush=True)  # noqa: T201 -- the log of a worker is its stderr
 
     def _answer(self, request: BaseModel, output: Any) -> BaseModel | Exception:
         if isinstance(output, Exception):
@@ -197,7 +215,8 @@ class Runtime:
         """A ``ScenariumError`` as it is; anything else is the plugin's fault and keeps its traceback as the cause."""
         if isinstance(fault, ScenariumError):
             return fault
-        error = ScenariumError("SCN-4003", name=self.scenario.name, reason=f"{type(fault).__name__}: {fault}")
+        reason = f"{type(fault).__name__}: {fault}"
+        error = ScenariumError("SCN-4043" if devices.out_of_memory(fault) else "SCN-4003", name=self.scenario.name, reason=reason)
         error.__cause__ = fault
         return error
 

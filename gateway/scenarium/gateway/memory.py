@@ -1,8 +1,11 @@
 """More scenarios than memory: which of them have workers, and which are loaded when a request asks for them.
 
-``[gateway] memory_budget`` bounds the memory of the whole process tree, each shared page counted once: gateway, zygotes, workers, and what
-these started. A scenario without workers is *idle*: its version is known, and the first request loads it while all that come meanwhile wait
-in its queue. For a load that needs room the least recently used scenarios are evicted, by these rules:
+``[gateway] memory_budget`` bounds the memory of the whole process tree: gateway, zygotes, workers, and what these started. Counted is what the
+system cannot take back, each shared page once, and the pages of files (weights) that one worker alone maps; not the pages of libraries, which
+belong to the cache of files and are shared with processes of others.
+
+A scenario without workers is *idle*: its version is known, and the first request loads it while all that come meanwhile wait in its queue. For a
+load that needs room the least recently used scenarios are evicted, by these rules:
 
 - What has a request that waits or runs, an open stream, a job, or a version on its way (``Service.pins``) is never evicted, nor is what is
   kept warm (``serve.keep_warm``, ``serve.required``).
@@ -53,8 +56,10 @@ NEVER, NOT_NOW = "SCN-4041", "SCN-4042"
 class Held(NamedTuple):
     """Memory of one process in bytes."""
 
-    pss: int
-    """Proportional set size: each shared page counted by its share."""
+    own: int
+    """Its part of the pages that belong to no file: a page that a fork shares counts by its share."""
+    files: int
+    """Pages of files that it, or one process that it started, maps alone."""
     uss: int
     """Unique set size, of it and all that it started: what comes back when they end."""
 
@@ -124,6 +129,7 @@ class Memory:
         if service.current is None and service.state == "idle" and not kept and not wake:
             service.version = version
             return False
+        await service.nursery.ready(service.zygote_kind(version))  # what it holds counts too
         need = self.need(service, version)
         try:
             await self._room(service, need, wake)
@@ -273,10 +279,12 @@ class Memory:
     async def look(self) -> int:
         """Measure all processes; ``used`` afterwards."""
         held = await asyncio.to_thread(measure, os.getpid())
-        used = sum(process.pss for process in held.values())
+        used = sum(process.own for process in held.values())
         for generation, resident in self.residents.items():
             ready = sum(link.serving for link in generation.links)
-            resident.size = sum(held[link.process.pid].uss for link in generation.links if link.process.pid in held)
+            workers = [held[link.process.pid] for link in generation.links if link.process.pid in held]
+            resident.size = sum(worker.uss for worker in workers)
+            used += sum(worker.files for worker in workers)
             if ready < generation.service.config.workers:
                 used += max(0, resident.need - resident.size)
                 resident.size = max(resident.need, resident.size)
@@ -307,19 +315,21 @@ def budget_of(setting: int | None) -> int | None:
 def measure(pid: int) -> dict[int, Held]:
     """Memory of a process and all that it started, by process id; see proc(5). What ends meanwhile counts as nothing."""
     found: dict[int, Held] = {}
-    below = 0
+    started = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            for child in map(int, task.read_text().split()):
-                found |= measure(child)
-                below += found[child].uss
-    values = dict.fromkeys(("Pss", "Private_Clean", "Private_Dirty"), 0)
+            started += [int(child) for child in task.read_text().split()]
+    for child in started:
+        found |= measure(child)
+    values = dict.fromkeys(("Pss_Anon", "Pss_Shmem", "Private_Clean", "Private_Dirty"), 0)
     with contextlib.suppress(OSError, ValueError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             name, _, rest = line.partition(":")
             if name in values:
                 values[name] = int(rest.split()[0]) * 1024
-    return found | {pid: Held(values["Pss"], values["Private_Clean"] + values["Private_Dirty"] + below)}
+    files = values["Private_Clean"] + sum(found[child].files for child in started)
+    uss = values["Private_Clean"] + values["Private_Dirty"] + sum(found[child].uss for child in started)
+    return found | {pid: Held(values["Pss_Anon"] + values["Pss_Shmem"], files, uss)}
 
 
 def text(size: int) -> str:

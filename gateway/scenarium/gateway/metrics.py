@@ -160,7 +160,9 @@ class GatewayCollector(Collector):
         evictions = CounterMetricFamily("scenarium_evictions", "Times that a scenario's workers were ended to make room for others", labels=("scenario",))
         loads = CounterMetricFamily("scenarium_loads_on_demand", "Times that a request found the scenario idle and loaded it", labels=("scenario",))
         held = GaugeMetricFamily("scenarium_memory_bytes", "Private memory of the scenario's workers when it was last measured", labels=("scenario",))
-        used = GaugeMetricFamily("scenarium_memory_used_bytes", "Memory of the gateway and all its processes, and what is promised to those that load")
+        used = GaugeMetricFamily(
+            "scenarium_memory_used_bytes", "Memory of the gateway and all its processes, files of libraries left out, and what is promised to those that load"
+        )
         budget = GaugeMetricFamily("scenarium_memory_budget_bytes", "What they may use; absent where there is no budget")
         if self.gateway:
             memory = self.gateway.memory

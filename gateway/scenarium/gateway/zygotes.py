@@ -107,7 +107,7 @@ class Zygote:
         Raises:
             ConnectionError: the zygote died.
         """
-        await asyncio.shield(self._ready)
+        await self.ready()
         if self.dead:
             raise ConnectionError("the zygote ended")
         self._count += 1
@@ -119,6 +119,14 @@ class Zygote:
             self._gone()
             raise ConnectionError("the zygote ended") from fault
         return await made
+
+    async def ready(self) -> None:
+        """Wait until it can fork.
+
+        Raises:
+            ConnectionError: it died.
+        """
+        await asyncio.shield(self._ready)
 
     def retire(self) -> None:
         """Let it exit; its children stay."""
@@ -197,6 +205,12 @@ class Nursery:
         """Start the zygote now, so that it imports while the version is read."""
         if FORK:
             self._zygote(kind)
+
+    async def ready(self, kind: str) -> None:
+        """Wait until the zygote has imported what it shares, or has failed to."""
+        if FORK:
+            with contextlib.suppress(ConnectionError):
+                await self._zygote(kind).ready()
 
     async def start(self, kind: str) -> Process:
         """A new worker process. A zygote that dies meanwhile is made anew.

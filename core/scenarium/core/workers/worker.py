@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel
 from pydantic_core import to_json
 
+from scenarium.core import devices
 from scenarium.core.errors import ScenariumError
 from scenarium.core.manifest import Manifest
 from scenarium.core.registry import Plugin, Registry, Scenario
@@ -277,7 +278,8 @@ class Worker:
         self.cancelled.discard(rid)
 
     def _error(self, fault: BaseException) -> ScenariumError:
-        """A fault as an error with a code; what the plugin did not mean to raise is written to the log with its traceback."""
+        """A fault as an error with a code; what the plugin did not mean is logged with its traceback. Ends the process where the device is lost."""
+        devices.leave_if_lost(fault)
         if not isinstance(fault, ScenariumError):
             wrapped = ScenariumError("SCN-4003", name=self.runtime.scenario.name, reason=f"{type(fault).__name__}: {fault}")
             wrapped.__cause__ = fault
