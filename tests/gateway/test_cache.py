@@ -421,3 +421,23 @@ def test_settings_of_the_cache_change_while_it_serves(lab) -> None:
     assert gateway.client.post("/admin/reload", json={}).json()["changed"] == ["unit"]
     assert [cached(gateway.ask("unit")) for _ in range(2)] == ["miss", "hit"]
     assert gateway.ask("unit").json()["pid"] == pid, "no worker was replaced"
+
+
+def test_a_rollout_gets_kept_answers_of_the_version_that_its_key_is_due(lab) -> None:
+    from scenarium.core import rollouts
+    from scenarium.core.rollouts import in_canary
+
+    lab.publish("unit", settings={"model.answer": "one"})
+    number = lab.publish("unit", settings={"model.answer": "two"}, alias=False)
+    gateway = lab.start({"unit": "unit"}, CACHED)
+    gateway.ready("unit")
+    before = gateway.ask("unit", "same", headers={"X-Scenarium-Key": "early"})
+    assert (cached(before), before.json()["answer"]) == ("miss", "one")
+    rollouts.start(lab.store, "unit", number, canary=0.5, shadow=False, limits=rollouts.Limits(min_requests=10**9))
+    lab.until(lambda: any(gateway.ask("unit", str(n), headers={"X-Scenarium-Key": f"w{n}"}).json()["answer"] == "two" for n in range(20)))
+    answers = {key: gateway.ask("unit", "same", headers={"X-Scenarium-Key": key}) for key in (f"k{n}" for n in range(30))}
+    due = {key: number if in_canary("unit", number, 0.5, key) else 1 for key in answers}
+    assert {key: int(each.headers["x-scenarium-version"]) for key, each in answers.items()} == due
+    assert {each.json()["answer"] for key, each in answers.items() if due[key] == number} == {"two"}
+    assert {each.json()["answer"] for key, each in answers.items() if due[key] == 1} == {"one"}
+    assert [cached(each) for each in answers.values()].count("miss") == 1, "the candidate's first; production's was kept"
