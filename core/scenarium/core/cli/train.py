@@ -149,9 +149,10 @@ def _print_trained(scenario: Scenario, trained: Trained) -> None:
         click.echo(f"{base.say('report', '报告')}: {report}")
     if trained.became_production:
         text = json.dumps(manifest.sample, ensure_ascii=False)
-        shown = text if len(text) <= 200 and "'" not in text else "…"
+        # A sample that is too long for a line is shown by ``show``.
+        step = f"predict {name} '{text}'" if len(text) <= 300 and "'" not in text else f"show {name}"
         click.echo(base.say("It is production now. Next:", "它现在是生产版本。下一步："))
-        click.echo(f"  scenarium predict {name} '{shown}'\n  scenarium serve")
+        click.echo(f"  scenarium {step}\n  scenarium serve")
         return
     from scenarium.core.compare import floor, reaches_floor
 
