@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
@@ -21,12 +22,23 @@ from scenarium.gateway.connections import Bounds
 from scenarium.gateway.kserve import rpc
 
 
+YOUNG_OBJECTS = 10_000
+"""So many more objects than were freed make the garbage collector look: a request makes some dozens, and nearly all are freed without it."""
+
+
 class _Server(uvicorn.Server):
-    """Signals are handled on the loop, so that a drained gateway exits with 0."""
+    """Signals are handled on the loop, so that a drained gateway exits with 0; the garbage collector leaves alone what the start made."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # What is there now stays. Looking through it for cycles would stop every request for 50 to 90 ms, several times a minute under load.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(YOUNG_OBJECTS, 20, 20)
 
 
 def serve(
