@@ -21,7 +21,6 @@ from scenarium.gateway.app import Gateway, create_app
 from scenarium.gateway.connections import Bounds
 from scenarium.gateway.kserve import rpc
 
-
 YOUNG_OBJECTS = 10_000
 """So many more objects than were freed make the garbage collector look: a request makes some dozens, and nearly all are freed without it."""
 
