@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from scenarium.core.registry import Plugin, Registry
 from scenarium.core.runtime import Runtime
 from scenarium.core.settings import Settings
-from scenarium.gateway.batching import AGE_S, Batcher
+from scenarium.gateway.batching import AGE_S, Batcher, seat_of
 from scenarium.gateway.requests import PRIORITIES, Outcome, Priority, Request
 
 GRACE = 5.0
@@ -42,6 +43,7 @@ class Worker:
     concurrency: int
     pure: bool
     version: int = 1
+    seat: int = 0
     dead: bool = False
     released: bool = False
     cancelled: set[int] = field(default_factory=set)
@@ -118,7 +120,8 @@ class World:
         heapq.heappush(self.events, (when, self.order, what))
 
     def spawn(self) -> None:
-        worker = Worker(self, self.max_batch, self.concurrency, self.pure)
+        seat = min(set(range(len(self.alive) + 1)) - {worker.seat for worker in self.alive})
+        worker = Worker(self, self.max_batch, self.concurrency, self.pure, seat=seat)
         self.alive.append(worker)
         self.batcher.add(worker, self.now)
 
@@ -421,6 +424,15 @@ def test_one_key_goes_to_one_worker():
     assert all(found[0].status == 200 for found in world.outcomes.values())
     assert all(len(found) == 1 for found in homes.values())
     assert len({next(iter(found)) for found in homes.values()}) > 1
+
+
+def test_a_worker_that_is_away_moves_its_own_keys_alone_and_who_takes_its_place_has_them_again():
+    keys = [f"session-{n}" for n in range(4000)]
+    before = {key: seat_of(key, (0, 1, 2, 3)) for key in keys}
+    assert all(abs(count - 1000) < 120 for count in Counter(before.values()).values())  # four standard deviations: 110
+    without = {key: seat_of(key, (0, 2, 3)) for key in keys}
+    assert {key for key in keys if without[key] != before[key]} == {key for key in keys if before[key] == 1}
+    assert {key: seat_of(key, (0, 2, 3, 1)) for key in keys} == before  # a new process comes last
 
 
 @pytest.mark.parametrize("concurrency", [0, 4])

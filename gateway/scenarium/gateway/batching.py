@@ -22,9 +22,9 @@ Rules:
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from scenarium.gateway.requests import PRIORITIES, Failure, Outcome, Priority, Request
@@ -41,6 +41,8 @@ class Slot(Protocol):
     concurrency: int
     """Open items it may hold; 0: one batch at a time."""
     pure: bool
+    seat: int
+    """Its number among the workers of its version, which whoever takes its place after it inherits."""
 
     def send(self, batch: list[Request], now: float) -> None:
         """Give it a batch."""
@@ -53,6 +55,12 @@ class Slot(Protocol):
 
     def release(self) -> None:
         """It was retired and holds nothing any more."""
+
+
+def seat_of(key: str, seats: Collection[int]) -> int:
+    """Whose a routing key is, by rendezvous hashing (Thaler & Ravishankar 1998): a worker that is away moves no key but its own, and every
+    gateway with as many workers deals alike."""
+    return max(seats, key=lambda seat: hashlib.blake2b(f"{seat}/{key}".encode("utf8", "surrogatepass"), digest_size=8).digest())
 
 
 def _turn(lane: deque[Request]) -> float:
@@ -288,7 +296,7 @@ class Batcher:
         batch: list[Request] = []
         others: list[tuple[deque[Request], Request]] = []
         """Those whose key belongs to another worker."""
-        home = [each for each in self.workers.values() if not each.retired] if self.keyed and len(self.workers) > 1 else []
+        home = [each.slot.seat for each in self.workers.values() if not each.retired] if self.keyed and len(self.workers) > 1 else []
         while len(batch) < room:
             filled = [lane for lane in lanes if lane]
             if not filled:
@@ -300,7 +308,7 @@ class Batcher:
             if request.deadline <= now:
                 self._end(request, Outcome(0, b"", failure="deadline"))
                 continue
-            if home and request.key and home[zlib.crc32(request.key.encode()) % len(home)] is not worker:
+            if home and request.key and seat_of(request.key, home) != worker.slot.seat:
                 others.append((lane, request))
                 continue
             self._unqueued(request)

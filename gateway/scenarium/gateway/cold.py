@@ -201,7 +201,9 @@ def details(service: Service, lang: str) -> dict[str, Any]:
     found = row(service, lang)
     found["last_fault"] = service.last_fault and {**{k: v for k, v in service.last_fault.items() if k not in ("en", "zh")}, "error": service.last_fault[lang]}
     found["workers"] = [
-        {"pid": link.process.pid, "version": link.version, "ready": link.serving and link.well} for side in service.sides() for link in side.links()
+        {"pid": link.process.pid, "seat": link.seat, "version": link.version, "ready": link.serving and link.well}
+        for side in service.sides()
+        for link in side.links()
     ]
     found["queue"] = service.batcher.depth
     if service.version is None:

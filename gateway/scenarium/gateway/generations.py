@@ -35,7 +35,7 @@ class Generation:
         """The fault of the first start, or None when a worker is ready."""
         self.deaths: deque[float] = deque()
         service.memory.started(self)
-        self.tasks = [asyncio.create_task(self._keep()) for _ in range(service.config.workers)]
+        self.tasks = [asyncio.create_task(self._keep(index)) for index in range(service.config.workers)]
 
     @property
     def closing(self) -> bool:
@@ -57,11 +57,11 @@ class Generation:
             task.cancel()
         self.service.memory.ended(self)
 
-    async def _keep(self) -> None:
+    async def _keep(self, index: int) -> None:
         """Have one worker, always: start it, wait for its end, wait longer each time it fails."""
         failures = 0
         while not self.closing:
-            fault = await self._live()
+            fault = await self._live(index)
             if self.closing:
                 return
             now = time.monotonic()
@@ -82,7 +82,7 @@ class Generation:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closed.wait(), wait)
 
-    async def _live(self) -> ScenariumError | None:
+    async def _live(self, index: int) -> ScenariumError | None:
         """One worker's life. Returns why it never became ready, or None after a life that served."""
         service = self.service
         try:
@@ -90,6 +90,7 @@ class Generation:
         except OSError as fault:
             return cannot_start(service.name, str(fault), str(fault))
         link = WorkerLink(service, self.version.number, process, service.nursery)
+        link.seat = index
         self.links.append(link)
         try:
             await link.open(service.hello(self.version, self.plugin, self.threads))

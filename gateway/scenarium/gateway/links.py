@@ -63,7 +63,7 @@ class WorkerLink(asyncio.Protocol):
         self.concurrency = 0
         self.pure = True
         self.streams = False
-        self.load_ms = self.threads = 0
+        self.load_ms = self.threads = self.seat = 0
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[dict[str, Any] | None] = loop.create_future()
         """The worker's fault (see ``frames``), or None when it can serve. ``ConnectionError`` if it died before."""
