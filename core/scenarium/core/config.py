@@ -109,6 +109,8 @@ class ServeConfig(Section):
     """Worker processes."""
     threads: int | None = Field(None, gt=0)
     """Threads of one worker; None: cores dealt among busy workers."""
+    worker_group: str | None = None
+    """Scenarios with the same name here share each worker process. Empty: a process of its own. None: on a GPU one group a device, else its own."""
     max_batch_size: int | None = Field(None, gt=0)
     """Most items of one batch; None: the plugin's own limit."""
     max_delay_ms: float = Field(0, ge=0)

@@ -1,4 +1,4 @@
-"""What goes wrong on an accelerator, told from an exception's class and words, since core imports no torch."""
+"""Accelerators: which is used, and what goes wrong there, told from an exception's class and words, since core imports no torch."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ _LOST = (
 )
 """After an error of a kernel every later call in the process fails; see cudaError in NVIDIA's CUDA Runtime API. A driver's own "CUDA error" that
 is none of these is as little worth trying again in the same process."""
+
+
+def choose(wanted: str) -> str:
+    """``auto`` is the first GPU where torch sees one, else the processor. Never imports torch."""
+    if wanted != "auto":
+        return wanted
+    torch = sys.modules.get("torch")
+    return "cuda:0" if torch and torch.cuda.is_available() else "cpu"
 
 
 def out_of_memory(fault: BaseException) -> bool:

@@ -9,6 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from scenarium.core.errors import ScenariumError, Words
+from scenarium.gateway.groups import group_of
 from scenarium.gateway.links import WorkerLink, describe_exit
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Generation:
             if link.ready.done():
                 self.service.batcher.retire(link)
             else:
-                link.process.kill()  # it still loads, and holds nothing
+                link.process.abandon()  # it still loads, and holds nothing
         _, late = await asyncio.wait(self.tasks, timeout=timeout)
         for link in list(self.links):
             await link.end()
@@ -86,7 +87,9 @@ class Generation:
         """One worker's life. Returns why it never became ready, or None after a life that served."""
         service = self.service
         try:
-            process = await service.nursery.start(service.zygote_kind(self.version))
+            kind = service.zygote_kind(self.version)
+            group = group_of(service.config, kind)
+            process = await (service.nursery.groups.join(group, index, kind) if group else service.nursery.start(kind))
         except OSError as fault:
             return cannot_start(service.name, str(fault), str(fault))
         link = WorkerLink(service, self.version.number, process, service.nursery)

@@ -243,7 +243,7 @@ class WorkerLink(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         # Whatever it had answered has been read; a process that closed its socket but lives on serves nobody.
         self._transport = None
-        self.process.kill()
+        self.process.abandon()
         if self.process.pidfd is None:
             self.status = self.process.wait()
             self._over()

@@ -279,12 +279,13 @@ class Memory:
     async def look(self) -> int:
         """Measure all processes; ``used`` afterwards."""
         held = await asyncio.to_thread(measure, os.getpid())
+        members = Counter(link.process.pid for generation in self.residents for link in generation.links)
         used = sum(process.own for process in held.values())
         for generation, resident in self.residents.items():
             ready = sum(link.serving for link in generation.links)
-            workers = [held[link.process.pid] for link in generation.links if link.process.pid in held]
-            resident.size = sum(worker.uss for worker in workers)
-            used += sum(worker.files for worker in workers)
+            pids = [link.process.pid for link in generation.links if link.process.pid in held]
+            resident.size = sum(held[pid].uss // members[pid] for pid in pids)  # what a group's process holds belongs to all members alike
+            used += sum(held[pid].files // members[pid] for pid in pids)
             if ready < generation.service.config.workers:
                 used += max(0, resident.need - resident.size)
                 resident.size = max(resident.need, resident.size)

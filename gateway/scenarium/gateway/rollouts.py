@@ -328,8 +328,8 @@ class Rollouts:
 
 
 def _config(config: ServeConfig) -> ServeConfig:
-    """The scenario's settings for a candidate: it has workers before a request comes, and keeps no answers of its own."""
-    return config.model_copy(update={"keep_warm": True, "cache_size": 0})
+    """The scenario's settings for a candidate: it has workers before a request comes, in no group's process, and keeps no answers of its own."""
+    return config.model_copy(update={"keep_warm": True, "worker_group": "", "cache_size": 0})
 
 
 def _coming(service: Service, production: int, version: int) -> bool:

@@ -46,6 +46,10 @@ class Process:
         except ProcessLookupError:
             pass
 
+    def abandon(self) -> None:
+        """End what serves this socket: the process."""
+        self.kill()
+
     def reap(self) -> int | None:
         """Its exit status if it is our child (spawned, or orphaned by a zygote's death)."""
         if self.popen:
@@ -182,11 +186,14 @@ class Nursery:
     """Where workers come from: a bare and a torch zygote, each made when it is first needed and made anew when it died or is stale."""
 
     def __init__(self, tracing: bool = False) -> None:
+        from scenarium.gateway.groups import Groups  # its processes are made of those here
+
         self.tracing = tracing
         """Whether workers send spans."""
         self.zygotes: dict[str, Zygote] = {}
         more = spans.MODULES if tracing else ()
         self.preload: dict[str, set[str]] = {"bare": {*BARE, *more}, "torch": {*TORCH, *more}}
+        self.groups = Groups(self)
         self.exits: dict[int, int] = {}
         """Exit status of the workers whose end a zygote reported."""
         self.retired: list[subprocess.Popen[bytes]] = []
@@ -248,6 +255,7 @@ class Nursery:
             for zygote in self.zygotes.values():
                 self._retire(zygote)
             self.zygotes.clear()
+            self.groups.refresh()
         self.retired = [popen for popen in self.retired if popen.poll() is None]
 
     def reap(self) -> None:

@@ -24,6 +24,9 @@ class Alarm(Protocol):
     def wait(self) -> None:
         """Block until it goes off."""
 
+    def close(self) -> None:
+        """Nobody waits any more."""
+
 
 class _KernelAlarm:
     """``timerfd``: the waiting thread sleeps in the kernel and takes no part in a start and stop."""
@@ -49,6 +52,9 @@ class _KernelAlarm:
     def wait(self) -> None:
         os.read(self._fd, 8)
 
+    def close(self) -> None:
+        os.close(self._fd)
+
 
 class _ThreadAlarm:
     """Where there is no ``timerfd``: the waiter is woken by every start."""
@@ -66,6 +72,9 @@ class _ThreadAlarm:
     def wait(self) -> None:
         self._set.wait()
         time.sleep(self.seconds)
+
+    def close(self) -> None:
+        self._set.clear()
 
 
 def make_alarm(seconds: float) -> Alarm:

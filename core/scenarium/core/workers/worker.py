@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import queue
-import random
 import signal
 import socket
 import struct
@@ -34,7 +33,7 @@ from scenarium.core.registry import Plugin, Registry, Scenario
 from scenarium.core.runtime import Runtime, Times
 from scenarium.core.settings import Flat, Origin, Settings
 from scenarium.core.traces import print_fault
-from scenarium.core.workers import frames
+from scenarium.core.workers import frames, group
 from scenarium.core.workers.alarm import make_alarm
 from scenarium.core.workers.frames import Answer, Item
 from scenarium.core.workers.spans import Spans
@@ -56,8 +55,10 @@ class Open(NamedTuple):
 class Worker:
     """Answers the frames of one socket with one loaded version."""
 
-    def __init__(self, sock: socket.socket, reader: frames.Reader, runtime: Runtime, spans: Spans | None = None) -> None:
+    def __init__(self, sock: socket.socket, reader: frames.Reader, runtime: Runtime, spans: Spans | None = None, alone: bool = True) -> None:
         self.sock = sock
+        self.alone = alone
+        """Whether the process is its own; else it is a group's, which outlives it."""
         self.spans = spans
         self.reader = reader
         self.runtime = runtime
@@ -69,11 +70,11 @@ class Worker:
         self._write = threading.Lock()
         self._turn = threading.Lock()
         """Guards ``_busy`` and ``_listening``."""
-        self._busy = self._listening = False
+        self._busy = self._listening = self._over = False
         self._inbox: queue.SimpleQueue[list[Open]] = queue.SimpleQueue()
         self._alarm = make_alarm(TAKEOVER_S)
         concurrency = runtime.traits.concurrency
-        self._pool = ThreadPoolExecutor(concurrency, "item") if isinstance(concurrency, int) else None
+        self._pool = ThreadPoolExecutor(concurrency, "item", group.print_as, (group.mine(),)) if isinstance(concurrency, int) else None
 
     def run(self) -> None:
         """Serve until drained. The end of the gateway ends the process at once."""
@@ -83,7 +84,8 @@ class Worker:
                     self._pool.submit(self._single, entry)
             self._pool.shutdown(wait=True)
             return
-        threading.Thread(target=self._listen, name="listener", daemon=True).start()
+        listener = threading.Thread(target=self._listen, name="listener", daemon=True)
+        listener.start()
         while not self.draining:
             if batch := self._next():
                 self._busy = True
@@ -92,6 +94,9 @@ class Worker:
                 self._alarm.stop()
                 with self._turn:
                     self._busy = False
+        self._over = True
+        self._alarm.start()
+        listener.join()
 
     def send(self, data: bytes) -> None:
         """Write whole frames."""
@@ -115,6 +120,8 @@ class Worker:
         """
         while True:
             self._alarm.wait()
+            if self._over:
+                return self._alarm.close()
             with self._turn:
                 if not self._busy or self._listening:
                     continue
@@ -147,7 +154,10 @@ class Worker:
         except (OSError, ValueError, struct.error):
             pass
         # The gateway is gone, or out of step: no answer can reach anyone, whatever another thread is computing.
-        os._exit(1)
+        if self.alone:
+            os._exit(1)
+        self.draining = True
+        return []
 
     def _batch(self, batch: list[Open]) -> None:
         """Answer the items of one batch: those that predict together, streams one after another."""
@@ -169,7 +179,8 @@ class Worker:
             else:
                 self._predict([entry])
         except OSError:
-            os._exit(1)
+            if self.alone:
+                os._exit(1)
 
     def _live(self, batch: list[Open], now: float) -> list[Open]:
         """Those that someone still waits for. The gateway has ended the others already, so they get no answer."""
@@ -303,7 +314,7 @@ class Worker:
         self.send(frames.rid_frame(frames.LOG, entry.item.rid, to_json({**record, "traceparent": entry.item.trace})))
 
 
-def serve(sock: socket.socket) -> None:
+def serve(sock: socket.socket, alone: bool = True) -> None:
     """The whole life of a worker on ``sock``: hello, load, check, ready, run."""
     reader = frames.Reader(sock)
     received = reader()
@@ -313,6 +324,8 @@ def serve(sock: socket.socket) -> None:
     hello = json.loads(bytes(body))
     if kind != frames.HELLO or hello["proto"] != frames.PROTO:
         raise ValueError(f"frame {kind} of protocol {hello.get('proto')}")
+    if "group" in hello:
+        return group.host(sock)
     began = time.monotonic()
     try:
         if "nice" in hello and hasattr(os, "nice"):
@@ -335,7 +348,7 @@ def serve(sock: socket.socket) -> None:
         "streams": runtime.traits.streams,
         "load_ms": round((time.monotonic() - began) * 1000),
     }
-    worker = Worker(sock, reader, runtime, spans)
+    worker = Worker(sock, reader, runtime, spans, alone)
     worker.send(frames.json_frame(frames.READY, ready))
     worker.run()
     if spans:
@@ -352,7 +365,7 @@ def open_runtime(hello: dict[str, Any]) -> Runtime:
     flat: Flat = {("scenarios", hello["scenario"], *key): (value, Origin(*origin)) for key, value, origin in hello["serve"]}
     settings = Settings(flat, None)
     scenario = Scenario(hello["scenario"], Plugin(**hello["plugin"]), settings, Registry(settings, {}).extensions)
-    return Runtime.open(scenario, Path(hello["folder"]), manifest, choose_device(hello["device"]))
+    return Runtime.open(scenario, Path(hello["folder"]), manifest, devices.choose(hello["device"]))
 
 
 def json_fault(fault: BaseException, name: str) -> bytes:
@@ -366,28 +379,11 @@ def json_fault(fault: BaseException, name: str) -> bytes:
     return frames.json_frame(frames.FAULT, {"code": fault.code, "en": fault.problem("en"), "zh": fault.problem("zh")})
 
 
-def choose_device(wanted: str) -> str:
-    """``auto`` is the first GPU where torch sees one, else the processor. Never imports torch."""
-    if wanted != "auto":
-        return wanted
-    torch = sys.modules.get("torch")
-    return "cuda:0" if torch and torch.cuda.is_available() else "cpu"
-
-
 def set_threads(threads: int) -> None:
     """Limit the pools of the libraries that this process has imported or will import."""
     os.environ["SCENARIUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(threads)
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(threads)
-
-
-def reseed() -> None:
-    """Give this process random numbers of its own: a fork inherits the generators' state."""
-    random.seed()
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed(int.from_bytes(os.urandom(4), "little"))
-    if torch := sys.modules.get("torch"):
-        torch.manual_seed(int.from_bytes(os.urandom(7), "little"))
 
 
 def main(argv: Sequence[str]) -> None:

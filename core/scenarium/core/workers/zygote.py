@@ -18,6 +18,7 @@ import gc
 import importlib
 import json
 import os
+import random
 import select
 import signal
 import socket
@@ -111,11 +112,20 @@ def _child(sock: int, stderr: int) -> None:
     os.close(null)
     os.close(stderr)
     try:
-        worker.reseed()
+        reseed()
         worker.serve(socket.socket(fileno=sock))
     finally:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
+
+
+def reseed() -> None:
+    """Give this process random numbers of its own: a fork inherits the generators' state."""
+    random.seed()
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(int.from_bytes(os.urandom(4), "little"))
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(int.from_bytes(os.urandom(7), "little"))
 
 
 def _reap(control: socket.socket, children: set[int]) -> None:
