@@ -42,7 +42,8 @@ def start_gateway(lab: Lab, *sets: str) -> Server:
     lab.publish("tensors", inputs=list(TENSORS.INPUTS), outputs=list(TENSORS.OUTPUTS))
     lab.publish("unit")
     process = lab.start({"tensors": "tensors", "unit": "unit"}, 'scenarios.tensors.serve.engine="onnx"', "gateway.grpc_port=0", *sets)
-    process.ready("tensors", "unit")
+    for name in ("tensors", "unit"):
+        process.wait_event("worker_ready", scenario=name)
     return Server("gateway", process.url.removeprefix("http://"), process.wait_event("listening_grpc")["address"], process)
 
 
