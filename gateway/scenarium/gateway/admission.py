@@ -37,6 +37,7 @@ CHALLENGE = (b"www-authenticate", b"Bearer")
 OPEN = ("/healthz", "/readyz")
 ADMIN = "/admin/"
 READS = ("GET", "HEAD")
+HARMLESS = (*READS, "OPTIONS", "TRACE")
 LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost")
 POLL_S = 1.0
 UNREAD = 65_536
@@ -181,7 +182,7 @@ class Admission:
 
     def _admin(self, call: Call, method: str) -> Caller:
         caller = self._administrator(call)
-        if method not in READS and call.content_type.partition(";")[0].strip().lower() != "application/json":
+        if method not in HARMLESS and call.content_type.partition(";")[0].strip().lower() != "application/json":
             raise self._reject("admin", "SCN-4107", value=call.content_type)
         return caller
 

@@ -114,7 +114,7 @@ def _post(name: str, manifest: Manifest | None, lang: str, kind: str, schemas: d
     else:
         body = {"application/json": {"schema": request, "example": manifest.sample}, **_binary(manifest.request_schema)}
         answer = (
-            {"text/event-stream": {"schema": {"type": "string"}}}
+            {"text/event-stream": {}}
             if kind == "stream"
             else {"application/json": {"schema": response, **({"example": manifest.answer} if manifest.answer else {})}}
         )
@@ -138,7 +138,7 @@ def _job_post(name: str, manifest: Manifest | None, lang: str, schemas: dict[str
     ]
     operation["responses"].pop("200", None)
     job = {"application/json": {"schema": {"$ref": "#/components/schemas/Job"}}}
-    operation["responses"] |= {"202": {"description": text["accepted"], "content": job, "headers": {"Location": _LOCATION}}}
+    operation["responses"] |= {"202": {"description": text["accepted"], "content": job, "headers": {"Location": _LOCATION}, "links": _LINKS}}
     operation["responses"]["507"] = openapi_cold.problem(lang)
     return operation
 
@@ -183,6 +183,8 @@ def _is_bytes(info: dict[str, Any]) -> bool:
 
 
 _LOCATION = {"schema": {"type": "string"}}
+
+_LINKS = {name: {"operationId": f"{name}_job", "parameters": {"ident": "$response.body#/id"}} for name in ("show", "result", "cancel")}
 
 _ANSWER_HEADERS = {
     "X-Scenarium-Version": {"description": "Number of the version that answered", "schema": {"type": "integer"}},
