@@ -307,6 +307,19 @@ def test_predict_without_a_version_or_a_request_names_the_command(ask: Callable[
     assert "scenarium predict pebbles '{\"grams\": 5.5}'" in shown.stderr
 
 
+@pytest.mark.parametrize("args", [["promote", "pebbles", "2", "--force", "--reason", "x"], ["train", "pebbles"]])
+def test_a_full_disk_is_told_as_such_and_changes_nothing(trained: Callable[..., Any], args: list[str]) -> None:
+    """A file may not grow beyond 16 bytes (RLIMIT_FSIZE), as on a full disk."""
+    trained("train", "pebbles")
+    before = trained("versions", "pebbles", "--json")[1]
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (16, -1)); from scenarium.core.cli import run; raise SystemExit(run({args!r}))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.returncode == 1, shown.stderr
+    assert "SCN-5016" in shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert trained("versions", "pebbles", "--json")[1] == before
+
+
 def test_versions_promote_rollback_prune(trained: Callable[..., Any]) -> None:
     trained("train", "pebbles", "--set", "model.shift=1.5")
     code, out, _ = trained("versions", "pebbles")

@@ -298,6 +298,7 @@ def test_a_gateway_whose_audit_log_cannot_be_written(lab, required):
         assert {answer.status_code for answer in during} == {503}
         assert (during[0].json()["code"], during[0].headers["Retry-After"]) == ("SCN-4114", "1")
         assert gateway.client.get("/admin/status").json()["code"] == "SCN-4114"
+        assert gateway.client.post("/v2/repository/models/unit/unload", json={}).status_code == 503
         assert gateway.client.get("/readyz").status_code == 503
         assert gateway.client.get("/healthz").status_code == 200
     else:

@@ -30,7 +30,7 @@ UID = 10001
 PRE_STOP_S = 5
 END_S = 10
 """Seconds that the workers may take to end, after the requests."""
-MOUNTED = {"host", "port", "keys", "jobs", "audit", "redis", "allow_anonymous", "open_metrics", "drain_s"}
+MOUNTED = {"host", "port", "keys", "jobs", "audit", "audit_required", "redis", "allow_anonymous", "open_metrics", "drain_s"}
 """Settings of the gateway that the image or the deployment decides, or that may be secret."""
 MANIFESTS = ("deployment.yaml", "service.yaml", "pdb.yaml", "hpa.yaml")
 _IMAGE = re.compile(r"[a-z0-9]+([._:/-]+[A-Za-z0-9]+)*(@sha256:[0-9a-f]{64})?")

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a ``ScenariumError``; 2 a wrong command line; 3 something 
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import click
@@ -69,7 +70,22 @@ def run(args: list[str]) -> int:
         click.secho(say("Interrupted.", "已中断。"), err=True)
         return 130
     except Exception as fault:
-        return _report(fault, debug)
+        full = full_disk(fault)
+        if full is None:
+            return _report(fault, debug)
+        if debug:
+            _print_traceback()
+        print_error(full, as_json=wants_json())
+        return EXIT_FAILED
+
+
+def full_disk(fault: BaseException | None) -> ScenariumError | None:
+    """The error of a fault whose origin is a disk (or a quota) that is full; None for any other."""
+    while fault is not None:
+        if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return ScenariumError("SCN-5016", reason=fault.strerror, **({"file": fault.filename} if fault.filename else {}))
+        fault = fault.__cause__ or fault.__context__
+    return None
 
 
 def _print_traceback() -> None:

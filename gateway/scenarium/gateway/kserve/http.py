@@ -67,6 +67,7 @@ class V2(Endpoint):
                 model = models.find(self.gateway, name, version) if infer else None
                 scope["caller"] = call.caller = await self._admit(call, scope, parts, model)
                 if audit and (model or parts[-1] in CONTROLS):
+                    audit.check()
                     entry = Entry(scope["method"], scope["path"], model and model.service.name, call.caller)
                     receive, send = entry.receive(receive), entry.send(send)
                 if model:

@@ -183,12 +183,14 @@ class Rpc:
         """Let a request to a model in, and write it to the audit log when it has ended.
 
         Raises:
-            ScenariumError: SCN-4012 (its body is too large), Rejected, Limited.
+            ScenariumError: SCN-4012 (its body is too large), SCN-4114 (the audit log cannot be written), Rejected, Limited.
         """
         name, limit, audit = model.service.name, model.service.config.max_body_bytes, self.gateway.audit
         call.caller = await self.gateway.admission.admit(call, name)
         if len(body) > limit:
             raise ScenariumError("SCN-4012", limit=limit, name=name)
+        if audit:
+            audit.check()
         entry = Entry("GRPC", f"{model.name}/infer", name, call.caller) if audit else None
         if entry:
             entry.headers = [(b"x-request-id", call.rid_header)]
