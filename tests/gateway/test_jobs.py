@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import sqlite3
 import time
 
@@ -318,6 +319,26 @@ def test_an_answer_waits_for_a_file_that_cannot_be_written(lab, tmp_path):
         assert job_of(gateway, job)["state"] == "running"
     assert ended(lab, gateway, job)["state"] == "done"
     assert lines(trail) == ["kept"]
+
+
+def test_a_full_disk_takes_no_job_in_and_loses_none(lab):
+    """The gateway's files may not grow (RLIMIT_FSIZE), as on a full disk, and then may again."""
+    lab.publish("unit")
+    gateway = lab.start({"unit": "unit"})
+    gateway.ready("unit")
+    job = submit(gateway, "kept", do="sleep", seconds=0.5)
+    lab.until(lambda: job_of(gateway, job)["state"] == "running")
+    resource.prlimit(gateway.popen.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+    refused = gateway.client.post("/scenarios/unit/jobs", json={"text": "x"})
+    assert (refused.status_code, refused.json()["code"], refused.headers["Retry-After"]) == (503, "SCN-4127", "1")
+    assert gateway.ask("unit").status_code == 200
+    gateway.wait_event("jobs_unusable")
+    assert job_of(gateway, job)["state"] == "running"
+    resource.prlimit(gateway.popen.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert ended(lab, gateway, job)["state"] == "done"
+    assert gateway.client.get(f"{job['url']}/result").json()["text"] == "kept"
+    assert ended(lab, gateway, submit(gateway, "after"))["state"] == "done"
+    assert 'scenarium_jobs_ended_total{scenario="unit",state="done"} 2.0' in gateway.client.get("/metrics").text
 
 
 def test_a_file_that_is_none_harms_nothing_else(lab):
