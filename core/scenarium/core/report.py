@@ -25,7 +25,8 @@ body { font: 15px/1.5 system-ui, "Report Chinese", sans-serif; color: var(--ink)
 h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line) } .faint { color: var(--faint) }
 table { border-collapse: collapse; margin: .8rem 0; font-size: 14px }
 th, td { text-align: left; padding: .25rem .8rem; border-bottom: 1px solid var(--line); vertical-align: top }
-.table { overflow-x: auto; margin: .8rem 0 } .table > table { margin: 0 } td.number { text-align: right; font-variant-numeric: tabular-nums } td.long { overflow-wrap: anywhere; min-width: 12em }
+.table { overflow-x: auto; margin: .8rem 0 } .table > table { margin: 0 }
+td.number { text-align: right; font-variant-numeric: tabular-nums } td.long { overflow-wrap: anywhere; min-width: 12em }
 svg { max-width: 100%; height: auto } .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(380px, 100%), 1fr)); gap: 1rem }
 section { overflow-x: auto } .grid { display: grid; gap: .5rem; overflow-x: auto } figure { margin: 0 } figcaption { font-size: 12px; color: var(--faint) }
 mark { padding: 0 .15em; border-radius: 3px } mark sub { font-size: 10px; margin-left: .2em }
