@@ -403,6 +403,8 @@ def test_keys_decide_as_everywhere(lab):
             for call, options, status in (
                 (client.infer, {"model_name": "tensors", "inputs": inputs}, codes[0]),
                 (client.infer, {"model_name": "tensors", "inputs": inputs, "headers": {"x-api-key": other}}, codes[1]),
+                (client.infer, {"model_name": "nothing", "inputs": inputs}, codes[0]),
+                (client.infer, {"model_name": "nothing", "inputs": inputs, "headers": {"x-api-key": other}}, codes[1]),
                 (client.get_server_metadata, {}, codes[0]),
                 (client.unload_model, {"model_name": "tensors", "headers": {"x-api-key": tensors}}, codes[1]),
                 (client.register_system_shared_memory, {"name": "r", "key": "k", "byte_size": 1, "headers": {"x-api-key": tensors}}, codes[1]),

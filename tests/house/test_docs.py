@@ -79,6 +79,13 @@ print(json.dumps(sorted({*walk(app.routes), *(f"/scenarios/{{name}}/{path}" for 
     assert [path for path in routes if f"{path}`" not in page] == []
 
 
+def test_every_v2_route_is_documented() -> None:
+    from scenarium.gateway.kserve.http import ROUTES
+
+    page = text("kserve.md")
+    assert [path for path in ROUTES if f"{path.replace('/versions/{version}', '')}`" not in page] == []
+
+
 def test_every_metric_is_documented() -> None:
     from scenarium.gateway.metrics import GatewayCollector
 

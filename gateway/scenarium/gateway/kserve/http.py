@@ -64,14 +64,14 @@ class V2(Endpoint):
         try:
             try:
                 name, version = _name(parts) if infer else ("", "")
-                model = models.find(self.gateway, name, version) if infer else None
-                scope["caller"] = call.caller = await self._admit(call, scope, parts, model)
-                if audit and (model or parts[-1] in CONTROLS):
+                scenario = models.scenario_of(self.gateway, name) if infer else None
+                scope["caller"] = call.caller = await self._admit(call, scope, parts, scenario)
+                if audit and (infer or parts[-1] in CONTROLS):
                     audit.check()
-                    entry = Entry(scope["method"], scope["path"], model and model.service.name, call.caller)
+                    entry = Entry(scope["method"], scope["path"], scenario, call.caller)
                     receive, send = entry.receive(receive), entry.send(send)
-                if model:
-                    await self._infer(model, call, scope, receive, send)
+                if infer:
+                    await self._infer(models.find(self.gateway, name, version), call, scope, receive, send)
                 else:
                     found = await self._other(scope["method"], parts, scope["path"], call, receive)
                     await send_body(send, 200, [JSON, (b"x-request-id", call.rid_header)], b"" if found is None else json.dumps(found).encode())
@@ -97,12 +97,12 @@ class V2(Endpoint):
             if audit and entry:
                 audit.put(entry)
 
-    async def _admit(self, call: Call, scope: Scope, parts: list[str], model: models.Model | None) -> Any:
+    async def _admit(self, call: Call, scope: Scope, parts: list[str], scenario: str | None) -> Any:
         admission = self.gateway.admission
-        if model:
+        if scenario is not None:
             if scope["method"] != "POST":
                 raise ScenariumError("SCN-4016", method=scope["method"], path=scope["path"])
-            return await admission.admit(call, model.service.name)
+            return await admission.admit(call, scenario)
         if parts[0] == "health":
             return ANONYMOUS
         if parts[-1] in CONTROLS and scope["method"] == "POST":

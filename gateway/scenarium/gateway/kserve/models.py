@@ -59,6 +59,11 @@ class Model(NamedTuple):
         return (REQUEST,), (RESPONSE,)
 
 
+def scenario_of(gateway: Gateway, name: str) -> str:
+    """The scenario that a model's name names, whether there is one or not."""
+    return name if name in gateway.services else name.rpartition(".")[0] or name
+
+
 def find(gateway: Gateway, name: str, version: str = "") -> Model:
     """The model of that name.
 

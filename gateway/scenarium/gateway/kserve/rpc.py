@@ -136,6 +136,19 @@ def _refusal(fault: Exception, call: Call) -> Refusal:
     return of_error(ScenariumError("SCN-4019", reason=f"{type(fault).__name__}: {fault}"), call.language)
 
 
+def bounded(model: models.Model, body: bytes, entry: Entry | None) -> None:
+    """See that a body is not too large; the audit log has its hash.
+
+    Raises:
+        ScenariumError: SCN-4012.
+    """
+    if entry:
+        entry.body.add(body, False)
+    limit = model.service.config.max_body_bytes
+    if len(body) > limit:
+        raise ScenariumError("SCN-4012", limit=limit, name=model.service.name)
+
+
 class Rpc:
     """The methods of ``inference.GRPCInferenceService``; ``pb`` is its ``service_pb2``."""
 
@@ -169,9 +182,9 @@ class Rpc:
 
     async def answer(self, request: Any, call: Call) -> Any:
         """The one response to a request."""
-        model = models.find(self.gateway, request.model_name, request.model_version)
-        body, length = messages.to_body(request)
-        async with self.admitted(model, call, body) as entry:
+        async with self.admitted(request, call) as (model, entry):
+            body, length = messages.to_body(request)
+            bounded(model, body, entry)
             reply = await self.inference.run(model, call, body, length)
             if entry:
                 entry.answer.add(reply.body, False)
@@ -179,24 +192,21 @@ class Rpc:
             return messages.to_response(self.pb, reply)
 
     @contextlib.asynccontextmanager
-    async def admitted(self, model: models.Model, call: Call, body: bytes) -> AsyncIterator[Entry | None]:
+    async def admitted(self, request: Any, call: Call) -> AsyncIterator[tuple[models.Model, Entry | None]]:
         """Let a request to a model in, and write it to the audit log when it has ended.
 
         Raises:
-            ScenariumError: SCN-4012 (its body is too large), SCN-4114 (the audit log cannot be written), Rejected, Limited.
+            ScenariumError: SCN-4202 (no such model), SCN-4114 (the audit log cannot be written), Rejected, Limited.
         """
-        name, limit, audit = model.service.name, model.service.config.max_body_bytes, self.gateway.audit
+        name, audit = models.scenario_of(self.gateway, request.model_name), self.gateway.audit
         call.caller = await self.gateway.admission.admit(call, name)
-        if len(body) > limit:
-            raise ScenariumError("SCN-4012", limit=limit, name=name)
         if audit:
             audit.check()
-        entry = Entry("GRPC", f"{model.name}/infer", name, call.caller) if audit else None
+        entry = Entry("GRPC", f"{request.model_name}/infer", name, call.caller) if audit else None
         if entry:
             entry.headers = [(b"x-request-id", call.rid_header)]
-            entry.body.add(body, False)
         try:
-            yield entry
+            yield models.find(self.gateway, request.model_name, request.model_version), entry
             if entry:
                 entry.status = 200
         except (ScenariumError, Refusal) as fault:
@@ -254,15 +264,15 @@ class Rpc:
     async def _parts(self, request: Any, call: Call, write: Any) -> None:
         """Answer one request of a stream part by part; last, where it is asked for, an empty response that says so."""
         try:
-            model = models.find(self.gateway, request.model_name, request.model_version)
-            body = messages.only_request(request)
-            given = messages.parameters(request.parameters)
-            async with self.admitted(model, call, body), contextlib.aclosing(self._stream(model, call, body, given)) as parts:
-                async for part in parts:
-                    response = self._response(model, request)
-                    response.outputs.add(name=RESPONSE.name, datatype=RESPONSE.datatype, shape=[1])
-                    response.raw_output_contents.append(write_elements([part]))
-                    await write(self.pb.ModelStreamInferResponse(infer_response=response))
+            async with self.admitted(request, call) as (model, entry):
+                body = messages.only_request(request)
+                bounded(model, body, entry)
+                async with contextlib.aclosing(self._stream(model, call, body, messages.parameters(request.parameters))) as parts:
+                    async for part in parts:
+                        response = self._response(model, request)
+                        response.outputs.add(name=RESPONSE.name, datatype=RESPONSE.datatype, shape=[1])
+                        response.raw_output_contents.append(write_elements([part]))
+                        await write(self.pb.ModelStreamInferResponse(infer_response=response))
             if request.parameters["triton_enable_empty_final_response"].bool_param:
                 last = self._response(model, request)
                 last.parameters["triton_final_response"].bool_param = True
