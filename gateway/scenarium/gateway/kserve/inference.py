@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scenarium.core.errors import ScenariumError
-from scenarium.core.tensors import HEAD, Malformed, read_header
+from scenarium.core.tensors import HEAD, LENGTH, Malformed, read_header
 from scenarium.gateway.kserve.refusals import of_problem
 from scenarium.gateway.kserve.shared_memory import Part, Regions
 from scenarium.gateway.kserve.statistics import Statistics
-from scenarium.gateway.predict import count_answer, failed
+from scenarium.gateway.predict import body_key, count_answer, failed
 
 if TYPE_CHECKING:
     from scenarium.gateway.kserve.models import Model
@@ -67,7 +68,8 @@ class Inference:
         ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         now = time.monotonic()
         request = call.request(body, now, limit_ms, lambda outcome: None if ended.done() else ended.set_result(outcome))
-        request.infer, request.content_type, request.key = True, f"{length} {model.name}", call.key
+        request.infer, request.content_type = True, f"{length} {model.name}"
+        request.key = call.key or (service.route_key and model.form == "predict" and routing_key(body, length, service.route_key)) or ""
         if watch:
             request.watch = watch(request)
         service.submit(request)
@@ -95,6 +97,18 @@ class Inference:
         if placed:
             body, length = self.regions.place(body, length, placed)
         return Reply(body, length, outcome.version)
+
+
+def routing_key(body: bytes, length: int, pointer: str) -> str:
+    """The routing key of the first predict request in a body, as ``predict.body_key`` has it; empty where there is none."""
+    try:
+        tensor = read_header(body[: length or len(body)])["inputs"][0]
+        if "data" in tensor:
+            return body_key(tensor["data"][0].encode(), pointer)
+        (size,) = LENGTH.unpack_from(body, length)
+        return body_key(body[length + LENGTH.size : length + LENGTH.size + size], pointer)
+    except (ScenariumError, LookupError, TypeError, AttributeError, struct.error):
+        return ""  # the worker says what is wrong with it
 
 
 def policy(parameters: Any, call: Call, limit_ms: float) -> float:

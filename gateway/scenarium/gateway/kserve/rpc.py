@@ -6,37 +6,28 @@ ids, deadlines and priorities come from the metadata, by the names that the head
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib
-import json
 import os
 import socket
-import time
-import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal
 
 from scenarium.core.errors import ScenariumError
-from scenarium.core.tensors import RESPONSE, write_elements
 from scenarium.gateway import logs
 from scenarium.gateway.admission import ANONYMOUS
-from scenarium.gateway.audit import Entry
-from scenarium.gateway.kserve import messages, models, repository
-from scenarium.gateway.kserve.inference import Inference, policy
-from scenarium.gateway.kserve.refusals import Refusal, of_error, of_problem
-from scenarium.gateway.predict import Call, Disconnected, count_answer, failed
-from scenarium.gateway.stream import Parts
+from scenarium.gateway.kserve import models, repository
+from scenarium.gateway.kserve.calls import Calls, read_call, refusal_of
+from scenarium.gateway.predict import Call
 
 if TYPE_CHECKING:
     from scenarium.core.config import GatewayConfig
     from scenarium.gateway.admission import Caller
     from scenarium.gateway.app import Gateway
+    from scenarium.gateway.kserve.inference import Inference
 
 Kind = Literal["open", "read", "control", "infer"]
-AT_ONCE = 64
-"""Requests of one stream that are open at once; the next is read when one has ended."""
 FRAMING = 1 << 20
 """What a message may have beside the largest body of a scenario: names, shapes, typed fields."""
 MODULES = ("grpc", "tritonclient.grpc.service_pb2_grpc")
@@ -92,12 +83,15 @@ def _rpc(kind: Kind) -> Callable[[Callable[[Any, Any, Call], Awaitable[Any]]], A
     def decorate(method: Callable[[Any, Any, Call], Awaitable[Any]]) -> Any:
         @wraps(method)
         async def guarded(self: Rpc, request: Any, context: Any) -> Any:
-            call = _call(context)
+            call = read_call(context)
             try:
                 call.caller = self.let_in(kind, call)
-                return await method(self, request, call)
+                if kind != "control":
+                    return await method(self, request, call)
+                with self.audited(method.__name__, None, call):
+                    return await method(self, request, call)
             except Exception as fault:
-                refusal = _refusal(fault, call)
+                refusal = refusal_of(fault, call)
             import grpc
 
             await context.abort(getattr(grpc.StatusCode, refusal.grpc), refusal.text)
@@ -107,55 +101,8 @@ def _rpc(kind: Kind) -> Callable[[Callable[[Any, Any, Call], Awaitable[Any]]], A
     return decorate
 
 
-def _call(context: Any) -> Call:
-    """What the metadata say; gRPC's deadline among it."""
-    pairs = [(key.encode(), value.encode() if isinstance(value, str) else value) for key, value in context.invocation_metadata() or ()]
-    call = Call([(key, value) for key, value in pairs if key != b"content-length"])
-    remaining = context.time_remaining()
-    if remaining is not None:
-        given = call.deadline_ms
-        left = min(max(1.0, remaining * 1000), 9e8)
-        if not given:
-            call.deadline_ms = b"%f" % left
-        else:
-            with contextlib.suppress(ValueError):  # told when it is read
-                call.deadline_ms = b"%f" % min(left, float(given)) if float(given) > 0 else given
-    call.host = "localhost"  # no web page speaks gRPC, so no name can be bent
-    return call
-
-
-def _refusal(fault: Exception, call: Call) -> Refusal:
-    """Why there is no answer; a fault of our own is written to the log."""
-    if isinstance(fault, Refusal):
-        return fault
-    if isinstance(fault, ScenariumError):
-        return of_error(fault, call.language)
-    if isinstance(fault, Disconnected):
-        return Refusal(499, "The client left.")
-    logs.event("error", "gateway_fault", request_id=call.rid_header.decode("latin-1"), traceback="".join(traceback.format_exception(fault)))
-    return of_error(ScenariumError("SCN-4019", reason=f"{type(fault).__name__}: {fault}"), call.language)
-
-
-def bounded(model: models.Model, body: bytes, entry: Entry | None) -> None:
-    """See that a body is not too large; the audit log has its hash.
-
-    Raises:
-        ScenariumError: SCN-4012.
-    """
-    if entry:
-        entry.body.add(body, False)
-    limit = model.service.config.max_body_bytes
-    if len(body) > limit:
-        raise ScenariumError("SCN-4012", limit=limit, name=model.service.name)
-
-
-class Rpc:
-    """The methods of ``inference.GRPCInferenceService``; ``pb`` is its ``service_pb2``."""
-
-    def __init__(self, gateway: Gateway, inference: Inference, pb: Any) -> None:
-        self.gateway = gateway
-        self.inference = inference
-        self.pb = pb
+class Rpc(Calls):
+    """The methods of ``inference.GRPCInferenceService``, of which ``Calls`` has the streaming one."""
 
     def let_in(self, kind: Kind, call: Call) -> Caller:
         """The caller, where no scenario decides (``infer``: ``answer`` does it).
@@ -174,145 +121,9 @@ class Rpc:
 
         return ParseDict(value, message)
 
-    # ── inference ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
     @_rpc("infer")
     async def ModelInfer(self, request: Any, call: Call) -> Any:
         return await self.answer(request, call)
-
-    async def answer(self, request: Any, call: Call) -> Any:
-        """The one response to a request."""
-        async with self.admitted(request, call) as (model, entry):
-            body, length = messages.to_body(request)
-            bounded(model, body, entry)
-            reply = await self.inference.run(model, call, body, length)
-            if entry:
-                entry.answer.add(reply.body, False)
-                entry.headers = [(b"x-request-id", call.rid_header), (b"x-scenarium-version", b"%d" % reply.version)]
-            return messages.to_response(self.pb, reply)
-
-    @contextlib.asynccontextmanager
-    async def admitted(self, request: Any, call: Call) -> AsyncIterator[tuple[models.Model, Entry | None]]:
-        """Let a request to a model in, and write it to the audit log when it has ended.
-
-        Raises:
-            ScenariumError: SCN-4202 (no such model), SCN-4114 (the audit log cannot be written), Rejected, Limited.
-        """
-        name, audit = models.scenario_of(self.gateway, request.model_name), self.gateway.audit
-        call.caller = await self.gateway.admission.admit(call, name)
-        if audit:
-            audit.check()
-        entry = Entry("GRPC", f"{request.model_name}/infer", name, call.caller) if audit else None
-        if entry:
-            entry.headers = [(b"x-request-id", call.rid_header)]
-        try:
-            yield models.find(self.gateway, request.model_name, request.model_version), entry
-            if entry:
-                entry.status = 200
-        except (ScenariumError, Refusal) as fault:
-            if entry:
-                entry.status = fault.status
-            raise
-        finally:
-            if audit and entry:
-                audit.put(entry)
-
-    async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Any) -> None:
-        # Responses come in the order of their requests; those of a model that answers in parts as they are made.
-        writing, room = asyncio.Lock(), asyncio.Semaphore(AT_ONCE)
-        open_: set[asyncio.Task[None]] = set()
-        before: asyncio.Task[None] | None = None
-
-        async def write(response: Any) -> None:
-            async with writing:
-                await context.write(response)
-
-        def ended(task: asyncio.Task[None]) -> None:
-            open_.discard(task)
-            room.release()
-
-        try:
-            async for request in requests:
-                await room.acquire()
-                parts = request.model_name not in self.gateway.services and request.model_name.endswith(".stream")
-                work = self._parts(request, _call(context), write) if parts else self._whole(request, _call(context), write, before)
-                task = asyncio.create_task(work)
-                before = before if parts else task
-                open_.add(task)
-                task.add_done_callback(ended)
-            await asyncio.gather(*open_)
-        finally:
-            for task in list(open_):
-                task.cancel()
-
-    async def _whole(self, request: Any, call: Call, write: Any, before: asyncio.Task[None] | None) -> None:
-        """Answer one request of a stream at once, after the one before it."""
-        try:
-            response = await self.answer(request, call)
-            response.parameters["triton_final_response"].bool_param = True
-            found = self.pb.ModelStreamInferResponse(infer_response=response)
-        except Exception as fault:
-            found = self._error(request, call, fault)
-        if before:
-            await asyncio.wait([before])
-        await write(found)
-
-    def _error(self, request: Any, call: Call, fault: Exception) -> Any:
-        about = self.pb.ModelInferResponse(model_name=request.model_name, id=request.id)
-        return self.pb.ModelStreamInferResponse(error_message=_refusal(fault, call).text, infer_response=about)
-
-    async def _parts(self, request: Any, call: Call, write: Any) -> None:
-        """Answer one request of a stream part by part; last, where it is asked for, an empty response that says so."""
-        try:
-            async with self.admitted(request, call) as (model, entry):
-                body = messages.only_request(request)
-                bounded(model, body, entry)
-                async with contextlib.aclosing(self._stream(model, call, body, messages.parameters(request.parameters))) as parts:
-                    async for part in parts:
-                        response = self._response(model, request)
-                        response.outputs.add(name=RESPONSE.name, datatype=RESPONSE.datatype, shape=[1])
-                        response.raw_output_contents.append(write_elements([part]))
-                        await write(self.pb.ModelStreamInferResponse(infer_response=response))
-            if request.parameters["triton_enable_empty_final_response"].bool_param:
-                last = self._response(model, request)
-                last.parameters["triton_final_response"].bool_param = True
-                await write(self.pb.ModelStreamInferResponse(infer_response=last))
-        except Exception as fault:
-            await write(self._error(request, call, fault))
-
-    def _response(self, model: models.Model, request: Any) -> Any:
-        response = self.pb.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
-        response.parameters["triton_final_response"].bool_param = False
-        return response
-
-    async def _stream(self, model: models.Model, call: Call, body: bytes, parameters: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-        """The parts of one answer."""
-        service = model.service
-        if service.fault:
-            raise service.fault
-        limit_ms = policy(parameters, call, call.deadline(service.config.deadline_ms))
-        parts = Parts(service)
-        request = parts.request = call.request(body, time.monotonic(), limit_ms, parts.end)
-        request.key, request.content_type, request.stream = call.key, "", parts.put
-        service.submit(request)
-        try:
-            while found := await parts.take():
-                for part in found:
-                    yield part
-        finally:
-            service.cancel(request)
-        outcome = parts.outcome
-        assert outcome is not None
-        figures = self.inference.statistics.of(model.name, str(outcome.version or model.version))
-        seconds = time.monotonic() - request.entered
-        if outcome.failure or outcome.status >= 400:
-            figures.failed(seconds)
-            if outcome.failure:
-                raise failed(service, request, outcome, limit_ms)
-            count_answer(service, request, outcome)
-            raise of_problem(json.loads(outcome.body), outcome.version)
-        count_answer(service, request, outcome)
-        figures.answered(seconds, request.sent - request.entered, outcome.times, 1, 1)
 
     # ── everything else ───────────────────────────────────────────────────────────────────────────────────────────────
 
