@@ -358,7 +358,7 @@ def test_many_clients_one_computation_and_a_leader_that_leaves(lab, tmp_path) ->
     gateway = lab.start({"unit": "unit"}, CACHED)
     gateway.ready("unit")
     trail = tmp_path / "trail"
-    body = {"text": "slow", "do": "sleep", "seconds": 0.6, "trail": str(trail)}
+    body = {"text": "slow", "do": "sleep", "seconds": 1.5, "trail": str(trail)}
 
     def leave() -> None:
         with pytest.raises(httpx.ReadTimeout):

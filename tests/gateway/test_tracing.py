@@ -165,11 +165,11 @@ def test_what_is_not_sampled_sends_nothing_and_still_reaches_the_log(lab, receiv
     assert receiver.of(unsampled) == []
 
 
-def test_a_batch_of_several_traces_links_them(lab, receiver, gateway) -> None:
+def test_a_batch_of_several_traces_links_them(lab, receiver, gateway, tmp_path) -> None:
     traces = [f"{number:032x}" for number in range(1, 5)]
     with ThreadPoolExecutor(5) as pool:
-        busy = pool.submit(gateway.ask, "unit", "first", do="sleep", seconds=0.4)
-        time.sleep(0.1)  # the others wait while that one is computed
+        busy = pool.submit(gateway.ask, "unit", "first", do="sleep", seconds=1, trail=str(tmp_path / "trail"))
+        lab.until((tmp_path / "trail").exists)  # the others wait while that one is computed
         asked = [pool.submit(gateway.ask, "unit", "x", do="span", headers={"traceparent": f"00-{trace}-{CALLER}-01"}) for trace in traces]
         assert busy.result().status_code == 200
         assert {each.result().json()["batch"] for each in asked} == {4}
@@ -180,7 +180,7 @@ def test_a_batch_of_several_traces_links_them(lab, receiver, gateway) -> None:
     assert {span["scenarium.batch_size"] for span in found} == {4}
     lab.until(lambda: len([span for span in receiver.of(first["trace"]) if span["scope"] == "plugin"]) == 4)
     assert {span["parent"] for span in receiver.of(first["trace"]) if span["scope"] == "plugin"} == {first["id"]}
-    queue = receiver.named(traces[0], "queue")
+    queue = lab.until(lambda: receiver.named(traces[0], "queue"))
     assert queue["end"] - queue["start"] > 100_000_000, "it waited for the first"
 
 
@@ -220,7 +220,7 @@ def test_a_receiver_that_is_not_there_harms_nobody(lab, monkeypatch) -> None:
     time.sleep(0.2)
     began = time.monotonic()
     assert gateway.stop() == 0
-    assert time.monotonic() - began < 3 * spans.FLUSH_S
+    assert time.monotonic() - began < 10, "the exporter alone would try for longer"
 
 
 def test_nothing_stands_around_the_app_where_nobody_asked(tmp_path) -> None:
