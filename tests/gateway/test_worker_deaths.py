@@ -10,6 +10,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 
 def pid_of(gateway, name="unit"):
     return gateway.client.get(f"/scenarios/{name}").json()["workers"][0]["pid"]
@@ -192,6 +194,25 @@ def test_nothing_is_left_of_a_gateway_that_was_killed(lab):
         assert len(processes) == 5
         gateway.popen.kill()
         lab.until(lambda: not lab.alive(processes), 5)
+
+
+@pytest.mark.parametrize("event", ["worker killed", "SIGTERM", "gateway killed", "zygote and gateway killed", "spawned worker killed"])
+def test_what_a_worker_has_started_ends_with_it(lab, event):
+    lab.publish("parent")
+    gateway = lab.start({"parent": "parent"}, spawn=event.startswith("spawned"))
+    gateway.ready("parent")
+    child = gateway.ask("parent").json()["child"]
+    assert child in gateway.processes()
+    if event.endswith("worker killed"):
+        os.kill(pid_of(gateway, "parent"), signal.SIGKILL)
+    if event.startswith("zygote"):
+        os.kill(zygote_of(gateway), signal.SIGKILL)
+        gateway.wait_event("zygote_died")
+    if event.endswith("gateway killed"):
+        gateway.popen.kill()
+    if event == "SIGTERM":
+        assert gateway.stop() == 0
+    lab.until(lambda: not lab.alive({child}), 5)
 
 
 def test_random_numbers_differ_between_workers(lab):

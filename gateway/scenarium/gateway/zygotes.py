@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from scenarium.core import spans
-from scenarium.core.workers.zygote import BARE, TORCH
+from scenarium.core.workers.zygote import BARE, TORCH, end_group
 from scenarium.gateway import logs
 
 FORK = sys.platform == "linux" and hasattr(os, "pidfd_open")
@@ -51,14 +51,18 @@ class Process:
         self.kill()
 
     def reap(self) -> int | None:
-        """Its exit status if it is our child (spawned, or orphaned by a zygote's death)."""
-        if self.popen:
-            return self.popen.poll()
+        """Its exit status if it is our child (spawned, or orphaned by a zygote's death), once what it had started is ended too."""
+        if self.pidfd is None:
+            return self.popen.poll() if self.popen else None
         try:
-            info = os.waitid(os.P_PIDFD, self.pidfd or 0, os.WEXITED | os.WNOHANG)
+            info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if info is None:
+                return None
+            end_group(self.pid)
+            if self.popen:
+                return self.popen.poll()
+            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         except ChildProcessError:
-            return None
-        if info is None:
             return None
         return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
 
@@ -299,7 +303,7 @@ class Nursery:
 
     def _spawn(self, ours: socket.socket, theirs: socket.socket, read: int, write: int) -> Process:
         command = [sys.executable, "-m", "scenarium.core.workers.worker", str(theirs.fileno())]
-        popen = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=write, stderr=write)
+        popen = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=write, stderr=write, process_group=0)
         pidfd = os.pidfd_open(popen.pid) if hasattr(os, "pidfd_open") else None
         return Process(popen.pid, ours, read, pidfd, popen)
 

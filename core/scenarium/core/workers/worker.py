@@ -155,7 +155,7 @@ class Worker:
             pass
         # The gateway is gone, or out of step: no answer can reach anyone, whatever another thread is computing.
         if self.alone:
-            os._exit(1)
+            end()
         self.draining = True
         return []
 
@@ -312,6 +312,13 @@ class Worker:
         name = self.runtime.scenario.name
         record = self.runtime.scenario.hook.log_entry(scenario=name, entry={"request": request.model_dump(mode="json"), **outcome})
         self.send(frames.rid_frame(frames.LOG, entry.item.rid, to_json({**record, "traceparent": entry.item.trace})))
+
+
+def end() -> None:
+    """End this process at once, and what it has started, which nobody else may be there to end."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def serve(sock: socket.socket, alone: bool = True) -> None:

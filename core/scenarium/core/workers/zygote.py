@@ -73,6 +73,7 @@ def _loop(control: socket.socket) -> None:
                 return
             command = json.loads(message)
             if "retire" in command:
+                _reap(control, children)  # of one that has just ended the signal may be on its way
                 return
             _fork(control, (awake, wake), command["fork"], fds, children)
 
@@ -102,7 +103,7 @@ def _fork(control: socket.socket, pipe: tuple[int, int], ident: int, fds: list[i
 
 
 def _child(sock: int, stderr: int) -> None:
-    """What a fork does: its own stderr and random numbers, then a worker's life."""
+    """What a fork does: its own stderr, process group and random numbers, then a worker's life."""
     from scenarium.core.workers import worker
 
     null = os.open(os.devnull, os.O_RDONLY)
@@ -112,6 +113,7 @@ def _child(sock: int, stderr: int) -> None:
     os.close(null)
     os.close(stderr)
     try:
+        os.setpgid(0, 0)
         reseed()
         worker.serve(socket.socket(fileno=sock))
     finally:
@@ -130,23 +132,41 @@ def reseed() -> None:
 
 def _reap(control: socket.socket, children: set[int]) -> None:
     while children:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if not pid:
+        ended = wait_for_one()
+        if not ended:
             return
+        pid, status = ended
         children.discard(pid)
         with contextlib.suppress(OSError):
-            control.send(json.dumps({"exit": pid, "status": os.waitstatus_to_exitcode(status)}).encode())
+            control.send(json.dumps({"exit": pid, "status": status}).encode())
+
+
+def wait_for_one() -> tuple[int, int] | None:
+    """Number and exit status of a child that has ended, with all that it had started; None where there is none."""
+    ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if ended is None:
+        return None
+    end_group(ended.si_pid)
+    pid, status = os.waitpid(ended.si_pid, 0)
+    return pid, os.waitstatus_to_exitcode(status)
+
+
+def end_group(pid: int) -> None:
+    """End what a worker has started and left: its process group. The number is the worker's own as long as nobody has waited for it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _end(children: set[int]) -> None:
     """The gateway was killed: workers see it on their own sockets; one that is stuck in native code is killed."""
     until = time.monotonic() + 1
     while children and time.monotonic() < until:
-        pid, _ = os.waitpid(-1, os.WNOHANG)
-        children.discard(pid)
-        if not pid:
+        if ended := wait_for_one():
+            children.discard(ended[0])
+        else:
             time.sleep(0.02)
     for pid in children:
+        end_group(pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
