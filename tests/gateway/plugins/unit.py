@@ -22,6 +22,9 @@ class Behaviour(ModelConfig):
     wrong_count: bool = False
     sick: str | None = None
     """Answers nothing while this file exists."""
+    does: str | None = None
+    """What every request makes this version do, whatever it says itself; for ``seconds``."""
+    seconds: float = 0.0
 
 
 class Config(ScenarioConfig):
@@ -88,6 +91,8 @@ def note(request: Ask, text: str) -> None:
 def predict_batch(config, model, batch):
     if config.model.sick and os.path.exists(config.model.sick):
         raise RuntimeError("sick")
+    if config.model.does:
+        batch = [request.model_copy(update={"do": config.model.does, "seconds": config.model.seconds}) for request in batch]
     for request in batch:
         note(request, request.text)
     for request in batch:
