@@ -181,6 +181,8 @@ class GatewayConfig(Section):
     """Connections at once; one more is answered with 503 and closed."""
     memory_budget: ByteSize | None = Field(None, gt=0)
     """Bytes (`4GiB`, `500MB`) that the gateway and its workers may use; scenarios come and go within. None: 80 % of a container's limit, else no budget."""
+    device_budget: ByteSize | None = Field(None, gt=0)
+    """Bytes of each GPU that may be used before scenarios are evicted there. None: 90 % of what it has."""
     residence_s: float = Field(2.0, ge=0)
     """How long a scenario stays at least, once it was loaded, before it is evicted for another."""
     access_log: float = Field(0, ge=0, le=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any, NamedTuple
 
 from scenarium.core.traces import print_fault
 
@@ -22,6 +23,28 @@ _LOST = (
 )
 """After an error of a kernel every later call in the process fails; see cudaError in NVIDIA's CUDA Runtime API. A driver's own "CUDA error" that
 is none of these is as little worth trying again in the same process."""
+
+
+class DeviceMemory(NamedTuple):
+    """Memory of an accelerator in bytes, as a process that uses it sees it."""
+
+    device: str
+    held: int
+    """What this process has reserved for tensors."""
+    free: int
+    """What nobody uses."""
+    total: int
+
+
+def memory_of(model: Any) -> DeviceMemory | None:
+    """What a loaded model says of its device by its own ``device_memory``, where it has one; None on the processor."""
+    report = getattr(model, "device_memory", None)
+    try:
+        found: DeviceMemory | None = report() if report else None
+    except Exception as fault:
+        leave_if_lost(fault)
+        return None
+    return found
 
 
 def choose(wanted: str) -> str:

@@ -47,6 +47,7 @@ def add_routes(app: FastAPI, gateway: Gateway, reply: Reply) -> None:
             "memory_mb": memory[os.getpid()],
             "memory_used_mb": round(gateway.memory.used / 2**20, 1),
             "memory_budget_mb": gateway.memory.budget and round(gateway.memory.budget / 2**20, 1),
+            "devices": {name: {"used_mb": gateway.memory.using[name] >> 20, "budget_mb": gateway.memory.limits[name] >> 20} for name in gateway.memory.devices},
             "draining": gateway.draining,
         }
         return reply(request, {"gateway": about | {"clock_s": time.monotonic()}, "latency_bounds_s": LATENCY_S, "scenarios": found})

@@ -53,7 +53,7 @@ class Gateway:
         self.store = store
         self.config = config
         self.services: dict[str, Service] = {}
-        self.memory = Memory(budget_of(config.memory_budget), config.residence_s, self.services)
+        self.memory = Memory(budget_of(config.memory_budget), config.device_budget, config.residence_s, self.services)
         self.admission = Admission(config, registry.settings)
         self.audit: Audit | None = None
         self.access_log: AccessLog | None = None

@@ -161,10 +161,13 @@ class Groups:
             del self.hosts[key]
 
 
-def group_of(config: ServeConfig, kind: str) -> str | None:
-    """The group of a scenario's workers; None: each has a process of its own."""
-    if config.worker_group is not None:
-        return config.worker_group or None
+def device_of(config: ServeConfig, kind: str) -> str | None:
+    """The GPU of a scenario's workers; None: the processor."""
     if config.device.startswith("cuda"):
         return config.device if ":" in config.device else "cuda:0"
     return "cuda:0" if config.device == "auto" and kind == "torch" and any(GPUS.glob("*")) else None
+
+
+def group_of(config: ServeConfig, kind: str) -> str | None:
+    """The group of a scenario's workers; None: each has a process of its own."""
+    return device_of(config, kind) if config.worker_group is None else config.worker_group or None

@@ -10,6 +10,7 @@ import time
 import traceback
 from typing import Any, Protocol, cast
 
+from scenarium.core.devices import DeviceMemory
 from scenarium.core.workers import frames
 from scenarium.gateway import logs
 from scenarium.gateway.requests import Request
@@ -64,6 +65,8 @@ class WorkerLink(asyncio.Protocol):
         self.pure = True
         self.streams = False
         self.load_ms = self.threads = self.seat = 0
+        self.device_memory: DeviceMemory | None = None
+        """What it said last of its accelerator."""
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[dict[str, Any] | None] = loop.create_future()
         """The worker's fault (see ``frames``), or None when it can serve. ``ConnectionError`` if it died before."""
@@ -226,19 +229,26 @@ class WorkerLink(asyncio.Protocol):
             self.max_batch, self.pure, self.streams = min(_count(told["max_batch"]), frames.LARGEST_BATCH), bool(told["pure"]), bool(told["streams"])
             self.concurrency = 0 if told["concurrency"] == "batch" else _count(told["concurrency"])
             self.load_ms = int(told["load_ms"])
+            self._device(told.get("device_memory"))
             self.ready.set_result(None)
         elif kind == frames.FAULT:
             fault = json.loads(bytes(body))
             texts = {lang: {key: str(fault[lang][key]) for key in ("title", "hint")} for lang in frames.LANGUAGES}
             self.ready.set_result({"code": str(fault["code"]), **texts})
         elif kind == frames.PONG:
-            pong = self._pongs.get(frames.RID.unpack(body)[0])
+            pong = self._pongs.get(frames.RID.unpack_from(body)[0])
+            self._device(json.loads(bytes(body[8:]) or b"null"))
             if pong and not pong.done():
                 pong.set_result(None)
         elif kind == frames.LOG:
             self.owner.logged(self, frames.RID.unpack_from(body)[0], dict(json.loads(bytes(body[8:]))))
         else:
             raise ValueError(f"a frame of kind {kind}")
+
+    def _device(self, told: list[Any] | None) -> None:
+        if told:
+            device, *sizes = told
+            self.device_memory = DeviceMemory(str(device), *map(int, sizes))
 
     def connection_lost(self, exc: Exception | None) -> None:
         # Whatever it had answered has been read; a process that closed its socket but lives on serves nobody.

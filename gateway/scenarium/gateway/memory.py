@@ -16,6 +16,9 @@ load that needs room the least recently used scenarios are evicted, by these rul
 
 An eviction is one step of the event loop, so no request falls between: one that comes before it prevents it, one after it loads anew.
 What a version needs is measured while it is loaded; before its first load it is taken from the sizes of its files.
+
+A GPU's memory is counted in the same way beside the host's, as its workers report it: what is used there by anyone, against ``[gateway]
+device_budget``. It has no bound before the first worker there has said how much there is.
 """
 
 from __future__ import annotations
@@ -32,24 +35,29 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from scenarium.core.errors import ScenariumError
 from scenarium.gateway import logs
+from scenarium.gateway.groups import device_of
 
 if TYPE_CHECKING:
+    from scenarium.core.devices import DeviceMemory
     from scenarium.core.store import Version
     from scenarium.gateway.generations import Generation
     from scenarium.gateway.services import Service
 
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Where a container's limit stands: cgroup 2, cgroup 1."""
-SHARE = 0.8
-"""Of a container's limit; the rest is for what a batch needs for a moment, and for the cache of files."""
+SHARE, DEVICE_SHARE = 0.8, 0.9
+"""Of a container's limit, and of a GPU's memory; the rest is for what a batch needs for a moment, and for the cache of files."""
 WAIT_S = 5.0
 BESIDE_S = 1.0
 """How long a new version waits for room beside the old one before it takes the old one's place."""
 POLL_S = 0.02
 LOOK_S, SLOW_LOOK_S = 1.0, 15.0
 """How often memory is measured with a budget, and without one."""
-OVERHEAD = 24 << 20
-"""Bytes of a worker beside its version's files, before it was measured."""
+OVERHEAD, CONTEXT = 24 << 20, 400 << 20
+"""Bytes of a worker beside its version's files, before it was measured: on the host, on a GPU."""
+HOST = "host"
+"""Beside names of devices: the memory of the machine."""
+PING_S = 0.5
 NEVER, NOT_NOW = "SCN-4041", "SCN-4042"
 
 
@@ -69,23 +77,26 @@ class Resident:
 
     __slots__ = ("need", "ready_at", "size")
 
-    def __init__(self, need: int) -> None:
+    def __init__(self, need: Counter[str]) -> None:
         self.need = self.size = need
-        """Bytes: what was foretold, and what counts; while it loads the larger of what it was said to need and what it has."""
+        """Bytes on the host and on devices: what was foretold, and what counts, while it loads at least as much."""
         self.ready_at: float | None = None
 
 
 class Memory:
     """The budget of one gateway and what uses it."""
 
-    def __init__(self, budget: int | None, residence_s: float, services: Mapping[str, Service]) -> None:
+    def __init__(self, budget: int | None, device_budget: int | None, residence_s: float, services: Mapping[str, Service]) -> None:
         self.budget = budget
+        self.device_budget = device_budget
         self.residence_s = residence_s
         self.services = services
-        self.used = 0
-        """Bytes of the whole process tree when it was last measured, and what is promised to versions that still load."""
+        self.using: Counter[str] = Counter()
+        """Bytes of the whole process tree when it was last measured, and of devices; with what is promised to versions that still load."""
+        self.devices: dict[str, int] = {}
+        """Bytes that a device has."""
         self.residents: dict[Generation, Resident] = {}
-        self.sizes: dict[tuple[str, int, str], int] = {}
+        self.sizes: dict[tuple[str, int, str], Counter[str]] = {}
         """Most bytes of one worker by scenario, version and engine."""
         self.evictions: Counter[str] = Counter()
         self.loads: Counter[str] = Counter()
@@ -123,14 +134,15 @@ class Memory:
 
     async def admit(self, service: Service, version: Version, wake: bool) -> bool:
         """Whether workers of ``version`` may start now. Where they may not, the service is idle, or failed where it can never fit."""
-        if self.budget is None or service.batcher.closed:
+        kept, need = keeps(service), self.need(service, version)
+        while not service.batcher.closed and any(self._unknown(device) for device in need):
+            await asyncio.sleep(POLL_S)
+        if not self.limits or service.batcher.closed:
             return not service.batcher.closed
-        kept = keeps(service)
         if service.current is None and service.state == "idle" and not kept and not wake:
             service.version = version
             return False
         await service.nursery.ready(service.zygote_kind(version))  # what it holds counts too
-        need = self.need(service, version)
         try:
             await self._room(service, need, wake)
         except ScenariumError as fault:
@@ -149,18 +161,33 @@ class Memory:
 
     def held(self, name: str) -> int:
         """Bytes of a scenario's workers when they were last measured."""
-        return sum(resident.size for generation, resident in self.residents.items() if generation.service.name == name)
+        return sum(resident.size[HOST] for generation, resident in self.residents.items() if generation.service.name == name)
+
+    @property
+    def used(self) -> int:
+        """Bytes of the host's memory."""
+        return self.using[HOST]
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What may be used, where there is a bound."""
+        host = {} if self.budget is None else {HOST: self.budget}
+        return host | {device: int(total * DEVICE_SHARE) if self.device_budget is None else self.device_budget for device, total in self.devices.items()}
 
     # ── room ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def need(self, service: Service, version: Version) -> int:
+    def need(self, service: Service, version: Version) -> Counter[str]:
         """Bytes that all workers of a version need: as measured, else from its files."""
-        engine = service.config.engine
-        unused = ".safetensors" if engine == "onnx" else ".onnx"
-        files = sum(file.size for name, file in version.manifest.files.items() if not name.endswith(unused))
-        return service.config.workers * self.sizes.get((service.name, version.number, engine), files + OVERHEAD)
+        config = service.config
+        found = self.sizes.get((service.name, version.number, config.engine))
+        if found is None:
+            unused = ".safetensors" if config.engine == "onnx" else ".onnx"
+            files = sum(file.size for name, file in version.manifest.files.items() if not name.endswith(unused))
+            device = device_of(config, service.zygote_kind(version))
+            found = Counter({HOST: files + OVERHEAD} | ({device: files + CONTEXT} if device else {}))
+        return Counter({place: config.workers * size for place, size in found.items()})
 
-    async def _room(self, service: Service, need: int, wake: bool) -> None:
+    async def _room(self, service: Service, need: Counter[str], wake: bool) -> None:
         """Have ``need`` bytes free; the caller starts its workers before it waits for anything else.
 
         Raises:
@@ -173,25 +200,31 @@ class Memory:
             while True:
                 if wake and not kept and not service.batcher.live:
                     raise ScenariumError(NOT_NOW, name=service.name)
-                missing = need - self._budget + await self.look()
-                if missing <= 0:
+                await self.look()
+                missing = self._over(need)
+                if not missing:
                     return
-                never = missing > sum(resident.size for other, resident in self.residents.items() if not keeps(other.service))
+                never = self._never(need)
                 if victims := self._victims(service, missing) if evict and not never else []:
                     await self._evict(victims)
                 elif (never or time.monotonic() >= until) and service.current is not None:
                     await self._step_aside(service)
                 elif never:
-                    raise ScenariumError(NEVER, name=service.name, need=text(need), free=text(self._most(service)), budget=text(self._budget))
+                    raise ScenariumError(NEVER, name=service.name, need=text(need[never]), free=text(self._most(never)), budget=text(self.limits[never]))
                 elif not evict or time.monotonic() >= until or service.batcher.closed:
                     raise ScenariumError(NOT_NOW, name=service.name)
                 else:
                     await self._change(service, missing, min(until, time.monotonic() + LOOK_S))
 
-    async def _change(self, service: Service, missing: int, until: float) -> None:
+    async def _change(self, service: Service, missing: Counter[str], until: float) -> None:
         """Wait until others can be evicted, or something else may have changed."""
         while time.monotonic() < until and not service.batcher.closed and not self._victims(service, missing):
             await asyncio.sleep(POLL_S)
+
+    def _unknown(self, device: str) -> bool:
+        """Whether the first worker on a device still loads, which will say how much it has."""
+        first = [resident.service for resident in self.residents if self.residents[resident].need[device] and not self.residents[resident].ready_at]
+        return device not in (HOST, *self.devices) and any(service.state == "starting" for service in first)
 
     async def _step_aside(self, service: Service) -> None:
         """End the workers of a scenario whose new version has no room beside them: they finish what they hold, and what waits goes on waiting."""
@@ -200,20 +233,31 @@ class Memory:
         if generation:
             await asyncio.shield(service.spawn(generation.close(service.patience())))
 
-    def _most(self, service: Service) -> int:
-        """Bytes that could be free for a scenario if nobody else were loaded who need not be."""
-        return max(0, self._budget - self.used + sum(r.size for generation, r in self.residents.items() if not keeps(generation.service)))
+    def _over(self, need: Counter[str]) -> Counter[str]:
+        """What is missing, by place, for ``need`` more bytes; empty where there is room."""
+        return +Counter({place: self.using[place] + need[place] - limit for place, limit in self.limits.items() if need[place] or not need})
 
-    def _victims(self, asking: Service | None, missing: int) -> list[Service]:
-        """The least recently used that together hold ``missing`` bytes; nobody where they do not suffice. Where nobody asks, the budget is
+    def _most(self, place: str) -> int:
+        """Bytes that could be free in a place if nobody were loaded who need not be."""
+        freeable = sum(resident.size[place] for generation, resident in self.residents.items() if not keeps(generation.service))
+        return max(0, self.limits[place] - self.using[place] + freeable)
+
+    def _never(self, need: Counter[str]) -> str | None:
+        """Where there can never be room."""
+        return next((place for place in self.limits if need[place] > self._most(place)), None)
+
+    def _victims(self, asking: Service | None, missing: Counter[str]) -> list[Service]:
+        """The least recently used that together hold what is missing; nobody where they do not suffice. Where nobody asks, the budget is
         passed already: then whoever helps goes, however short it was there."""
         loaded_before = time.monotonic() - (self.residence_s if asking else 0.0)
         free = [service for service in self.services.values() if service is not asking and self._evictable(service, loaded_before)]
         found: list[Service] = []
         for service in sorted(free, key=lambda service: service.used):
-            found.append(service)
-            missing -= self._size(service)
-            if missing <= 0:
+            size = self._size(service)
+            if any(size[place] for place in missing):
+                found.append(service)
+                missing = missing - size
+            if not missing:
                 return found
         return [] if asking else found
 
@@ -231,17 +275,12 @@ class Memory:
             assert generation is not None
             service.state, service.fault = "idle", None
             self.evictions[service.name] += 1
-            logs.event("info", "evicted", scenario=service.name, version=generation.version.number, bytes=self.residents[generation].size)
+            logs.event("info", "evicted", scenario=service.name, version=generation.version.number, bytes=self.residents[generation].size[HOST])
             ends.append(service.spawn(generation.close(WAIT_S)))
         await asyncio.shield(asyncio.gather(*ends))
 
-    def _size(self, service: Service) -> int:
-        return self.residents[service.current].size if service.current in self.residents else 0
-
-    @property
-    def _budget(self) -> int:
-        assert self.budget is not None
-        return self.budget
+    def _size(self, service: Service) -> Counter[str]:
+        return self.residents[service.current].size if service.current in self.residents else Counter()
 
     # ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -252,48 +291,61 @@ class Memory:
         looks = 0
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), SLOW_LOOK_S if self.budget is None else LOOK_S)
+                await asyncio.wait_for(self._news.wait(), LOOK_S if self.limits else SLOW_LOOK_S)
             self._news.clear()
             looks += 1
             try:
-                await (self.look() if self.budget is None else self._keep_to_it(looks))
+                await (self._keep_to_it(looks) if self.limits else self.look())
             except Exception as fault:  # a fault of our own must not end the watch
                 logs.event("error", "gateway_fault", traceback="".join(traceback.format_exception(fault)))
 
     async def _keep_to_it(self, looks: int) -> None:
         async with self._turn:
-            over = await self.look() - self._budget
-            if over > 0:
+            await self.look()
+            if over := self._over(Counter()):
                 await self._evict(self._victims(None, over))
         for service in list(self.services.values()):
             if service.version is None or service.current is not None:
                 continue
             if service.state == "failed" and service.fault and service.wrong is None:
                 # It is tried again on demand: at once where there may be room for it now, else after a while.
-                fits = self.need(service, service.version) <= self._most(service)
+                fits = not self._never(self.need(service, service.version))
                 if fits if service.fault.code == NEVER else looks % 10 == 0:
                     service.state, service.fault = "idle", None
             if service.state == "idle" and keeps(service):
                 self._load(service)
 
-    async def look(self) -> int:
-        """Measure all processes; ``used`` afterwards."""
+    async def look(self) -> None:
+        """Measure all processes, and ask the devices' workers; ``using`` afterwards."""
+        reports = await self._reports()
         held = await asyncio.to_thread(measure, os.getpid())
         members = Counter(link.process.pid for generation in self.residents for link in generation.links)
-        used = sum(process.own for process in held.values())
+        using = Counter({HOST: sum(process.own for process in held.values())})
+        for report in reports.values():
+            self.devices[report.device] = report.total
+            using[report.device] = max(using[report.device], report.total - report.free)
         for generation, resident in self.residents.items():
+            size: Counter[str] = Counter()
+            for pid in [link.process.pid for link in generation.links if link.process.pid in held]:
+                size[HOST] += held[pid].uss // members[pid]  # what a group's process holds belongs to all members alike
+                using[HOST] += held[pid].files // members[pid]
+                if pid in reports:
+                    size[reports[pid].device] += reports[pid].held // members[pid]
             ready = sum(link.serving for link in generation.links)
-            pids = [link.process.pid for link in generation.links if link.process.pid in held]
-            resident.size = sum(held[pid].uss // members[pid] for pid in pids)  # what a group's process holds belongs to all members alike
-            used += sum(held[pid].files // members[pid] for pid in pids)
             if ready < generation.service.config.workers:
-                used += max(0, resident.need - resident.size)
-                resident.size = max(resident.need, resident.size)
+                using += resident.need - size
+                size |= resident.need
             elif not generation.closing:
                 key = generation.service.name, generation.version.number, generation.service.config.engine
-                self.sizes[key] = max(self.sizes.get(key, 0), resident.size // ready)
-        self.used = used
-        return used
+                self.sizes[key] = self.sizes.get(key, Counter()) | Counter({place: part // ready for place, part in size.items()})
+            resident.size = size
+        self.using = using
+
+    async def _reports(self) -> dict[int, DeviceMemory]:
+        """What the workers on devices say of these, by process id."""
+        links = {link.process.pid: link for generation in self.residents for link in generation.links if link.serving and link.device_memory}
+        await asyncio.gather(*(link.ping(PING_S) for link in links.values()))
+        return {pid: link.device_memory for pid, link in links.items() if link.device_memory}
 
 
 def keeps(service: Service) -> bool:

@@ -164,6 +164,8 @@ class GatewayCollector(Collector):
             "scenarium_memory_used_bytes", "Memory of the gateway and all its processes, files of libraries left out, and what is promised to those that load"
         )
         budget = GaugeMetricFamily("scenarium_memory_budget_bytes", "What they may use; absent where there is no budget")
+        on_device = GaugeMetricFamily("scenarium_device_memory_used_bytes", "Memory of a GPU that anyone uses, and what is promised", labels=("device",))
+        device_budget = GaugeMetricFamily("scenarium_device_memory_budget_bytes", "What may be used there", labels=("device",))
         if self.gateway:
             memory = self.gateway.memory
             for name in self.services:
@@ -173,7 +175,10 @@ class GatewayCollector(Collector):
             used.add_metric((), memory.used)
             if memory.budget is not None:
                 budget.add_metric((), memory.budget)
-        yield from (evictions, loads, held, used, budget)
+            for device in memory.devices:
+                on_device.add_metric((device,), memory.using[device])
+                device_budget.add_metric((device,), memory.limits[device])
+        yield from (evictions, loads, held, used, budget, on_device, device_budget)
 
     def _rollouts(self) -> Iterator[Metric]:
         arms = ("scenario", "arm")

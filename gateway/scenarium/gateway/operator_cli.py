@@ -145,6 +145,8 @@ def show(before: Mapping[str, Any], now: Mapping[str, Any], as_json: bool) -> No
     of = "" if gateway["memory_budget_mb"] is None else f" / {gateway['memory_budget_mb']:.0f}"
     head = f"pid {gateway['pid']} · {gateway['uptime_s']} s · {total:.0f}{of} MB"
     click.echo(base.say(f"gateway {head}", f"网关 {head}"))
+    for name, each in gateway["devices"].items():
+        click.echo(f"{name} · {each['used_mb']} / {each['budget_mb']} MB")
     words = (("scenario", "场景"), ("state", "状态"), ("version", "版本"), ("workers", "worker"), ("MB", "MB"), ("queue", "队列"), ("open", "进行中"))
     more = (("req/s", "请求/秒"), ("p50 ms", "p50 ms"), ("p99 ms", "p99 ms"), ("errors", "错误"), ("last fault", "最近故障"))
     table = []

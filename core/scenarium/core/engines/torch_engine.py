@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, load_model
 
+from scenarium.core.devices import DeviceMemory
 from scenarium.core.types import Batch, Signature
 
 WEIGHTS = "model.safetensors"
@@ -22,6 +23,13 @@ class TorchEngine:
         self.module = module.to(device).eval()
         self.signature = signature
         self.device = torch.device(device)
+
+    def device_memory(self) -> DeviceMemory | None:
+        """What torch's allocator holds on its GPU, and how full that is; None on the processor."""
+        if self.device.type != "cuda":
+            return None
+        free, total = torch.cuda.mem_get_info(self.device)
+        return DeviceMemory(str(self.device), torch.cuda.memory_reserved(self.device), free, total)
 
     def __call__(self, inputs: Batch) -> Batch:
         tensors = {spec.name: torch.from_numpy(np.ascontiguousarray(inputs[spec.name])).to(self.device) for spec in self.signature.inputs}

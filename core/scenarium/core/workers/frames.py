@@ -22,13 +22,13 @@ From the worker:
 
 ========= ==== ====================================================================================================
 ready     65   JSON: ``proto``, ``pid``, ``schema`` (SHA-256), ``max_batch``, ``concurrency``, ``pure``, ``streams``,
-               ``load_ms``
+               ``load_ms``, ``device_memory`` (see pong)
 item      66   ``rid: u64, status: u16, queue: u32, preprocess: u32, forward: u32, postprocess: u32`` (µs), then the body:
                the answer's JSON where status is 200, else problem details (RFC 9457). Items are answered in any order
 chunk     67   ``rid: u64``, then one part of a streamed answer (JSON)
 end       68   as item; closes a stream, the body is empty where status is 200
 fault     69   JSON: why the worker cannot serve (``code``, ``en``, ``zh``: problem details); it exits after it
-pong      70   ``token: u64``
+pong      70   ``token: u64``, then JSON: the accelerator's ``[name, bytes held, bytes free, bytes in all]``, or null
 log       71   ``rid: u64``, then JSON: one masked log entry
 ========= ==== ====================================================================================================
 """

@@ -147,7 +147,7 @@ class Worker:
                     if rid in self.open:
                         self.cancelled.add(rid)
                 elif kind == frames.PING:
-                    self.send(frames.rid_frame(frames.PONG, frames.RID.unpack(body)[0]))
+                    self.send(frames.rid_frame(frames.PONG, frames.RID.unpack(body)[0], to_json(devices.memory_of(self.runtime.model))))
                 elif kind == frames.DRAIN:
                     self.draining = True
                 return []
@@ -353,6 +353,7 @@ def serve(sock: socket.socket, alone: bool = True) -> None:
         "concurrency": runtime.traits.concurrency,
         "pure": runtime.traits.pure,
         "streams": runtime.traits.streams,
+        "device_memory": devices.memory_of(runtime.model),
         "load_ms": round((time.monotonic() - began) * 1000),
     }
     worker = Worker(sock, reader, runtime, spans, alone)
