@@ -1,4 +1,5 @@
-"""What only the tests need: the chatbot's Rasa environment, Chromium for the browser test, wrk for benchmarks. Installs or fails loudly."""
+"""What only the tests need: the chatbot's Rasa environment, a real Triton server, Chromium for the browser test, wrk for benchmarks. Installs or
+fails loudly."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ def main() -> None:
     if missing:
         install(missing)
     subprocess.run([sys.executable, "-m", "scenarium.core.cli", "env", "create", "chatbot"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "setup_triton.py")], check=True)
 
 
 def install(programs: list[str]) -> None:

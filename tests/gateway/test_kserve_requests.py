@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import random
@@ -339,6 +340,21 @@ def test_requests_of_one_shape_run_together(server):
         assert count.shape == (rows, 1)
         assert rows <= count.max() <= 8
     assert max(count.max() for count in counts) > 3
+
+
+def test_failures_are_counted(server):
+    # Triton's python backend counts an answer that is an error as a success, so this is no test of both servers.
+    with tritonclient.http.InferenceServerClient(server.http) as client:
+
+        def figures():
+            return client.get_inference_statistics("tensors")["model_stats"][0]["inference_stats"]
+
+        before = figures()
+        for number in (TENSORS.RAISE, TENSORS.RAISE, 1):
+            with contextlib.suppress(InferenceServerException):
+                client.infer("tensors", inputs_of(tritonclient.http, wish(number)))
+        assert figures()["fail"]["count"] == before["fail"]["count"] + 2
+        assert figures()["success"]["count"] == before["success"]["count"] + 1
 
 
 def test_what_kills_a_worker_fails_alone(server):
