@@ -113,7 +113,8 @@ class Ours:
 
 @contextlib.contextmanager
 def running(servers: Sequence[Server], body: bytes, right: Callable[[Any], bool], headers: Mapping[str, str]) -> Iterator[dict[str, Running]]:
-    """All servers by name, once each has given a right answer. Each ends with all that it started."""
+    """All servers by name, once each has given a right answer. Each ends with all that it started, on SIGTERM too."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     started: list[subprocess.Popen[bytes]] = []
     found: dict[str, Running] = {}
     with scratch() as folder:
@@ -123,7 +124,7 @@ def running(servers: Sequence[Server], body: bytes, right: Callable[[Any], bool]
                 command = [part.replace("{port}", str(port)) for part in server.command]
                 environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT.parent)} | dict(server.environment)
                 with (folder / f"{server.name}.log").open("wb") as log:
-                    process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=folder)
+                    process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
                 started.append(process)
                 found[server.name] = Running(f"http://127.0.0.1:{port}{server.path}", server.body or body, process.pid)
             for server, process in zip(servers, started, strict=True):
@@ -136,6 +137,7 @@ def running(servers: Sequence[Server], body: bytes, right: Callable[[Any], bool]
         finally:
             for process in started:
                 end(process)
+            signal.signal(signal.SIGTERM, before)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
