@@ -22,6 +22,7 @@ from scenarium.core import (
     BadData,
     Baseline,
     Data,
+    Disagreement,
     Field,
     Metric,
     ModelConfig,
@@ -256,7 +257,7 @@ def postprocess(processor: Mapping[str, Any], output: np.ndarray) -> Answer:
 @hookimpl
 def traits() -> Traits:
     """Trees are quick: large batches."""
-    return Traits(max_batch_size=256, preload=("xgboost",))
+    return Traits(max_batch_size=256, preload=("xgboost",), disagreement=Disagreement("number", "/probability"))
 
 
 @hookimpl

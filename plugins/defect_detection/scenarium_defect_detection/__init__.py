@@ -11,6 +11,7 @@ import numpy as np
 from scenarium.core import (
     Baseline,
     Data,
+    Disagreement,
     Field,
     Figure,
     Metric,
@@ -329,4 +330,4 @@ def report(config: Config, rows: Sequence[Row], answers: Sequence[Mapping[str, A
 @hookimpl
 def traits(config: Config) -> Traits:
     preload = () if config.model.pretrained == "none" else ("torchvision.models",)
-    return Traits(max_batch_size=16, preload=preload, tolerance=1e-3)
+    return Traits(max_batch_size=16, preload=preload, tolerance=1e-3, disagreement=Disagreement("boxes", "/boxes"))

@@ -12,6 +12,7 @@ import pydantic
 from scenarium.core import (
     BadInput,
     Baseline,
+    Disagreement,
     Field,
     Figure,
     Metric,
@@ -262,7 +263,7 @@ def report(config: Config, rows: Sequence[Row], answers: Sequence[Mapping[str, A
 
 @hookimpl
 def traits() -> Traits:
-    return Traits(max_batch_size=32)
+    return Traits(max_batch_size=32, disagreement=Disagreement("label", "/label"))
 
 
 @hookimpl

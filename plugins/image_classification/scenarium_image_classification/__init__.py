@@ -13,6 +13,7 @@ import pydantic
 
 from scenarium.core import (
     Baseline,
+    Disagreement,
     Field,
     Figure,
     Metric,
@@ -302,4 +303,4 @@ def thumbnail(image: images.ImageValue, side: int = 120) -> np.ndarray:
 @hookimpl
 def traits(config: Config) -> Traits:
     preload = () if config.model.backbone == "small" else ("torchvision.models",)
-    return Traits(max_batch_size=32, preload=preload, tolerance=1e-3)
+    return Traits(max_batch_size=32, preload=preload, tolerance=1e-3, disagreement=Disagreement("label", "/label"))

@@ -18,6 +18,7 @@ from scenarium.core import (
     BadValue,
     Baseline,
     DataConfig,
+    Disagreement,
     Evaluation,
     Field,
     Figure,
@@ -277,7 +278,7 @@ def report(config: ForecastConfig, rows: Sequence[Row], answers: Sequence[Mappin
 
 @hookimpl
 def traits() -> Traits:
-    return Traits(max_batch_size=256)
+    return Traits(max_batch_size=256, disagreement=Disagreement("quantiles", "/quantiles"))
 
 
 @hookimpl

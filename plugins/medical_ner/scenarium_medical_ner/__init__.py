@@ -10,6 +10,7 @@ import pydantic
 
 from scenarium.core import (
     Baseline,
+    Disagreement,
     Field,
     Figure,
     Metric,
@@ -215,7 +216,7 @@ def report(rows: Sequence[Row], answers: Sequence[Mapping[str, Any]]) -> Sequenc
 
 @hookimpl
 def traits() -> Traits:
-    return Traits(max_batch_size=32)
+    return Traits(max_batch_size=32, disagreement=Disagreement("spans", "/entities"))
 
 
 @hookimpl

@@ -14,6 +14,7 @@ from scenarium.core import (
     BadInput,
     Baseline,
     Data,
+    Disagreement,
     Evaluation,
     Field,
     Metric,
@@ -186,7 +187,7 @@ def baseline(train: Sequence[Row], test: Sequence[Row]) -> Baseline:
 @hookimpl
 def traits() -> Traits:
     preload = ("transformers", "transformers.models.llama.modeling_llama", "transformers.generation.continuous_batching")
-    return Traits(concurrency=16, max_batch_size=16, streams=True, preload=preload)
+    return Traits(concurrency=16, max_batch_size=16, streams=True, preload=preload, disagreement=Disagreement("tokens", "/text"))
 
 
 @hookimpl
