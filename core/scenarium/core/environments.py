@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scenarium.core.errors import ScenariumError
+from scenarium.core.errors import ScenariumError, Words
 from scenarium.core.progress import Progress
 from scenarium.core.types import Environment
 
@@ -193,7 +193,12 @@ def _verify(environment: Environment, place: Place, wanted: Sequence[str]) -> No
     missing = [line for line in wanted if "==" in line and installed.get(_plain(line.partition("==")[0])) != line.partition("==")[2].partition(";")[0].strip()]
     if missing:
         place.python.unlink()  # The next call begins anew.
-        raise ScenariumError("SCN-6006", name=environment.name, step="verify", reason=f"not as the lock says: {', '.join(missing)}")
+        raise ScenariumError(
+            "SCN-6006",
+            name=environment.name,
+            step="verify",
+            reason=Words(f"not as the lock says: {', '.join(missing)}", f"与锁定文件不符：{', '.join(missing)}"),
+        )
 
 
 def _plain(name: str) -> str:

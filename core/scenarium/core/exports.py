@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from scenarium.core.difference import difference
 from scenarium.core.engines import open_engine
-from scenarium.core.errors import ScenariumError
+from scenarium.core.errors import ScenariumError, Words
 from scenarium.core.runtime import Runtime
 from scenarium.core.types import Batch, Row
 
@@ -61,7 +61,8 @@ def _batch(runtime: Runtime, rows: Sequence[Row]) -> Batch:
     items = [hook.preprocess(config=config, processor=runtime.processor, request=request) for request in requests]
     names = [spec.name for spec in runtime.signature.inputs]
     if not all(isinstance(item, dict) and all(name in item for name in names) for item in items):
-        raise ScenariumError("SCN-3008", reason="the hook 'preprocess' does not return the inputs of the signature")
+        reason = Words("the hook 'preprocess' does not return the inputs of the signature", "钩子 'preprocess' 返回的不是签名中的输入")
+        raise ScenariumError("SCN-3008", reason=reason)
     inputs: Batch = hook.collate(config=config, signature=runtime.signature, batch=[{name: np.asarray(item[name]) for name in names} for item in items])
     return inputs
 

@@ -38,6 +38,7 @@ from scenarium.core import (
     hookimpl,
 )
 from scenarium.core.engines.environment_engine import EnvironmentProcess
+from scenarium.core.errors import Words
 from scenarium_chatbot import project
 from scenarium_chatbot.bots import ARCHIVE, ENVIRONMENT, Bot, LocalBot, RemoteBot, bot_settings
 from scenarium_chatbot.settings import ChatbotConfig
@@ -132,7 +133,7 @@ def train(config: ChatbotConfig, data: Data, run: Run) -> bool:
     if own.archive:
         archive = Path(own.archive).expanduser()
         if not archive.is_file():
-            raise ScenariumError("SCN-6027", path=archive, reason="there is no such file")
+            raise ScenariumError("SCN-6027", path=archive, reason=Words("there is no such file", "没有这个文件"))
         shutil.copy(archive, run.out / ARCHIVE)
         return True
     process = EnvironmentProcess(ENVIRONMENT, {"role": "train", "threads": config.train.threads})

@@ -11,6 +11,7 @@ import httpx
 
 from scenarium.core import Environment, ScenariumError
 from scenarium.core.engines.environment_engine import EnvironmentEngine
+from scenarium.core.errors import Words
 from scenarium_chatbot.settings import ChatbotConfig
 
 HERE = Path(__file__).parent
@@ -104,7 +105,8 @@ class RemoteBot:
         text = text.strip().lstrip("/").strip()
         replies = self._post("/webhooks/rest/webhook", {"sender": session_id, "message": text, "metadata": {"language": language}}) if text else []
         if not isinstance(replies, list):
-            raise ScenariumError("SCN-6024", url=self.url, reason="the answer is no list of messages: is this a Rasa server?")
+            reason = Words("the answer is no list of messages: is this a Rasa server?", "回答不是消息列表：它是 Rasa 服务器吗？")
+            raise ScenariumError("SCN-6024", url=self.url, reason=reason)
         texts = [str(part) for reply in replies for part in (reply.get("text"), reply.get("image")) if part]
         handover = any(isinstance(reply.get("custom"), dict) and reply["custom"].get("handover") is True for reply in replies)
         return {"replies": texts, "intent": None, "confidence": 0.0, "slots": {}, "handover": handover, "language": language or "en"}
@@ -133,7 +135,8 @@ class RemoteBot:
             answer.raise_for_status()
             return answer.json()
         except httpx.TimeoutException:
-            raise ScenariumError("SCN-6024", url=self.url, reason=f"no answer within {self.client.timeout.read} s") from None
+            limit = self.client.timeout.read
+            raise ScenariumError("SCN-6024", url=self.url, reason=Words(f"no answer within {limit} s", f"{limit} 秒内没有回答")) from None
         except httpx.HTTPStatusError as fault:
             raise ScenariumError("SCN-6024", url=self.url, reason=f"{path} answered {fault.response.status_code}: {fault.response.text[:200]}") from None
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as fault:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from scenarium.core import Row, ScenariumError
+from scenarium.core.errors import Words
 from scenarium_chatbot.settings import ChatbotConfig
 
 DIALOGUE = Path(__file__).parent / "dialogue"
@@ -131,7 +132,7 @@ def check_project(folder: Path) -> None:
     """
     for wanted in (("config.yml",), ("domain.yml", "domain.yaml", "domain"), ("data",)):
         if not any((folder / name).exists() for name in wanted):
-            raise ScenariumError("SCN-6027", path=folder, reason=f"{wanted[0]} is missing")
+            raise ScenariumError("SCN-6027", path=folder, reason=Words(f"{wanted[0]} is missing", f"缺少 {wanted[0]}"))
 
 
 def project_rows(folder: Path) -> list[Row]:

@@ -84,14 +84,14 @@ def features(backbone: str) -> tuple[nn.Sequential, int]:
     Raises:
         ScenariumError: SCN-3301 (no such backbone), SCN-3302 (it has no convolutional part).
     """
-    from scenarium.core.errors import ScenariumError
+    from scenarium.core.errors import ScenariumError, Words
     from scenarium.training import backbones
 
     network = backbones.build(backbone, 10, 224)
     blocks = getattr(network, "features", None)
     if not isinstance(blocks, nn.Sequential):
         if not hasattr(network, "layer4"):
-            raise ScenariumError("SCN-3302", name=backbone, size="any", reason="it has no feature maps")
+            raise ScenariumError("SCN-3302", name=backbone, size=Words("any", "任何"), reason=Words("it has no feature maps", "它没有特征图"))
         stem = nn.Sequential(*(getattr(network, name) for name in ("conv1", "bn1", "relu", "maxpool")))
         blocks = nn.Sequential(stem, *(getattr(network, f"layer{number}") for number in range(1, 5)))
     last = [module for module in blocks.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)][-1]

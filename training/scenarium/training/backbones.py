@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from scenarium.core.errors import ScenariumError
+from scenarium.core.errors import ScenariumError, Words
 from scenarium.core.sources import PackageFile
 
 SMALL = "small"
@@ -134,7 +134,7 @@ def read_file(path: Path) -> dict[str, torch.Tensor]:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ScenariumError("SCN-3305", file=path, reason="it holds no state dict")
+        raise ScenariumError("SCN-3305", file=path, reason=Words("it holds no state dict", "文件中没有参数字典（state dict）"))
     return {key.removeprefix("module."): value for key, value in found.items()}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scenarium.core import datasets
-from scenarium.core.errors import ScenariumError
+from scenarium.core.errors import ScenariumError, Words
 from scenarium.core.pipeline import Run
 from scenarium.core.progress import Progress
 from scenarium.core.tracking import Tracker
@@ -57,7 +57,7 @@ def main(path: Path) -> None:
             scenario = job.scenario()
             data = datasets.prepare(scenario, Progress())
             if data.manifest.get("sha256") != job.data:
-                raise ScenariumError("SCN-3005", reason="the data changed while the training started", log=folder)
+                raise ScenariumError("SCN-3005", reason=Words("the data changed while the training started", "训练启动期间数据发生了变化"), log=folder)
             events: Any = Events(folder / EVENTS) if group.rank == 0 else None
             resume = job.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
             run = Run(scenario, Path(job.out), Path(job.work), job.state, resume, events or Progress(), events or Tracker())
