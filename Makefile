@@ -9,7 +9,7 @@ INPUTS := pyproject.toml constraints.txt requirements-dev.txt $(wildcard plugins
 PACKAGES := $(wildcard plugins/*/scenarium_* extensions/*/scenarium_*)
 .DEFAULT_GOAL := help
 
-.PHONY: help setup setup-test demo test check bench-spine bench-gateway bench-faults wheels clean
+.PHONY: help setup setup-test demo test check bench-spine bench-gateway bench-faults fuzz wheels clean
 
 help: ## show this help
 	@echo "Scenarium · make targets"
@@ -46,6 +46,9 @@ bench-gateway: setup-test ## measure the gateway beside five others and write be
 
 bench-faults: setup-test ## an hour of mixed load with a fault every ten seconds; into the same file
 	@$(BIN)/python -m benchmarks.gateway_faults --write
+
+fuzz: setup ## feed what strangers send to the coverage-guided fuzzer: make fuzz SECONDS=600
+	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600)
 
 wheels: setup ## build every wheel into dist/, for: pip install --find-links dist scenarium-fraud-text
 	@rm -rf dist && mkdir dist
