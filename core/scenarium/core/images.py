@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 50_000_000
 """Largest picture, in pixels: beyond a 48-megapixel camera; 150 MB as an array."""
 
+MAX_SCANS = 100
+"""Most scans of a progressive JPEG: each may be a few bytes and costs a pass over all pixels. Encoders write about ten."""
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""What ends the coded data of a scan (ITU-T T.81, B.1.1)."""
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Channel statistics that torchvision's pretrained weights expect, on the scale 0 to 1."""
 
@@ -40,7 +46,8 @@ def read_image(value: ImageValue, field: str = "image", *, max_pixels: int = MAX
 
     Raises:
         BadInput: names ``field``: empty, no picture of the known formats, damaged or cut off, more than ``max_pixels`` (refused from
-            the header, before memory is taken), or pixels without a known range (floating point, 32-bit).
+            the header, before memory is taken), a JPEG of more than ``MAX_SCANS`` scans, or pixels without a known range (floating point,
+            32-bit).
     """
     if isinstance(value, np.ndarray):
         return _from_array(value, field)
@@ -151,6 +158,8 @@ def _open(value: str | bytes, field: str, max_pixels: int, *, load: bool = True)
     if picture.width * picture.height > max_pixels:
         raise _too_large(field, f"{picture.width} x {picture.height}", f"{picture.width} x {picture.height}", max_pixels)
     if load:
+        if picture.format == "JPEG" and _has_more_scans(content, MAX_SCANS):
+            raise BadInput(field, f"is a JPEG of more than {MAX_SCANS} scans", f"是扫描次数超过 {MAX_SCANS} 的 JPEG")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -158,6 +167,17 @@ def _open(value: str | bytes, field: str, max_pixels: int, *, load: bool = True)
         except Exception as fault:  # the decoders answer damage with OSError, SyntaxError, ValueError, struct.error, IndexError, …
             raise _damaged(field, fault) from None
     return picture
+
+
+def _has_more_scans(jpeg: bytes, limit: int) -> bool:
+    """Whether the first picture of a file has more scans than ``limit``; what is damaged is left to the decoder."""
+    at, scans = 2, 0
+    while (found := _MARKER.search(jpeg, at)) and found[0] != b"\xff\xd9":
+        scans += found[0] == b"\xff\xda"
+        if scans > limit:
+            return True
+        at = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big")
+    return False
 
 
 def _damaged(field: str, fault: Exception) -> BadInput:
