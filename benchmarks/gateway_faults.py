@@ -16,6 +16,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -106,6 +107,12 @@ async def measure(lab: Lab, gateway: GatewayProcess, disk: Path | None, options:
     """The load, the faults and the look at the processes, together."""
     load, watch = Load(gateway.url, list(WORKERS), options.seed), Watch(gateway)
     faults = Faults(lab, gateway, load, disk, options.seed)
+    began = time.monotonic()
+
+    def interim() -> None:
+        report(load, faults, watch, time.monotonic() - began, None)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, interim)
     async with asyncio.TaskGroup() as group:  # a fault of any of them ends them all
         looking = group.create_task(watch.run())
         loading = group.create_task(load.run(options.clients, options.rate))
@@ -138,8 +145,8 @@ def start(lab: Lab) -> GatewayProcess:
     return gateway
 
 
-def report(load: Load, faults: Faults, watch: Watch, seconds: float, left: int) -> list[results.Figure]:
-    """Print what happened; the figures."""
+def report(load: Load, faults: Faults, watch: Watch, seconds: float, left: int | None) -> list[results.Figure]:
+    """Print what happened; the figures. ``left``: processes that stayed behind; None while it still runs (SIGUSR1)."""
     ends = Counter(failed.kind for failed in load.failed)
     print(f"\n{'request':<12}{'sent':>9}{'answered':>10}{'own error':>11}{'other error':>13}")
     for kind, sent in load.sent.items():
@@ -150,7 +157,7 @@ def report(load: Load, faults: Faults, watch: Watch, seconds: float, left: int) 
     others = faults.others()
     for title, found in (("lost", load.lost), ("crossed", load.crossed), ("errors of others", others), ("not well in time", faults.broken)):
         print(f"\n{title}: {len(found)}", *found[:20], sep="\n  ")
-    name = f"gateway: {seconds / 60:g} minutes of mixed faults"
+    name = f"gateway: {seconds / 60:.3g} minutes of mixed faults"
     made = [
         results.figure(f"{name}, requests", sum(load.sent.values()), "", "higher"),
         results.figure(f"{name}, faults", sum(map(len, faults.recovery.values())), "", "higher"),
@@ -161,8 +168,9 @@ def report(load: Load, faults: Faults, watch: Watch, seconds: float, left: int) 
         results.figure(f"{name}, growth of the process tree's memory (PSS)", watch.growth("tree_mb"), "MB", "lower", 20, 0),
         results.figure(f"{name}, growth of the gateway's memory (PSS)", watch.growth("gateway_mb"), "MB", "lower", 20, 0),
         results.figure(f"{name}, growth of the gateway's open files", watch.growth("files"), "", "lower"),
-        results.figure(f"{name}, processes that stayed behind", left, "", "lower", 0, 0),
     ]
+    if left is not None:
+        made.append(results.figure(f"{name}, processes that stayed behind", left, "", "lower", 0, 0))
     for kind, took in sorted(faults.recovery.items()):
         made.append(results.figure(f"{name}, all well again after {kind}, median", statistics.median(took), "s", "lower"))
     print()

@@ -23,6 +23,8 @@ from tests.gateway.load import Client, Unanswered
 
 TOTAL = 10_000
 CLIENTS = 24
+PATIENCE_S = 90.0
+"""For all of it: a request that never ends is lost."""
 TABLE = "[scenarios.unit.serve]\nworkers = {workers}\nqueue_size = {queue}\nthreads = {threads}\n"
 
 pytestmark = pytest.mark.slow
@@ -62,8 +64,12 @@ class Load:
 
         async def both():
             happening = asyncio.create_task(asyncio.to_thread(happen))
-            await asyncio.gather(*(self.client(number) for number in range(CLIENTS)))
-            return await happening
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    await asyncio.gather(*(self.client(number) for number in range(CLIENTS)))
+                    return await happening
+            finally:
+                self.refused.set()
 
         return asyncio.run(both())
 
