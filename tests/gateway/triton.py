@@ -156,7 +156,7 @@ class Triton:
             self.stop()
             raise
 
-    def _wait(self, timeout: float = 60.0) -> None:
+    def _wait(self, timeout: float = 180.0) -> None:
         until = time.monotonic() + timeout
         while True:
             with contextlib.suppress(httpx.TransportError):

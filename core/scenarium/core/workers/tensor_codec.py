@@ -159,6 +159,9 @@ def _numbers(data: list[Any], dtype: np.dtype, shape: tuple[int, ...]) -> np.nda
     """The array, nested or flat in JSON, or None where it does not fit."""
     count = math.prod(shape)
     values = np.array(data) if count else np.empty(0, dtype)
+    if dtype == np.uint64 and values.dtype.kind == "f":  # numbers on both sides of 2**63 have no common type of their own
+        wide = np.array(data, dtype=object).ravel().tolist()
+        values = np.array(wide, dtype) if all(type(value) is int for value in wide) else values
     if values.size != count or values.dtype.kind not in _KINDS[dtype.kind]:
         return None
     if dtype.kind in "iu" and count:
