@@ -147,13 +147,18 @@ def test_quantiles_never_cross_and_follow_the_price(trained: Handle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prices", "words"),
-    [([1.0] * 10, "at least 65"), ([1.0] * 64 + [0.0], "positive"), ([1.0] * 64 + [float("inf")], "finite"), ([1e-300] * 32 + [1e300] * 33, "powers of ten")],
+    ("prices", "words", "field"),
+    [
+        ([1.0] * 10, "at least 65", "prices"),
+        ([1.0] * 64 + [0.0], "positive", "prices"),
+        ([1.0] * 64 + [float("inf")], "finite", "prices.64"),
+        ([1e-300] * 32 + [1e300] * 33, "powers of ten", "prices"),
+    ],
 )
-def test_bad_prices_name_the_field(trained: Handle, prices: list[float], words: str) -> None:
+def test_bad_prices_name_the_field(trained: Handle, prices: list[float], words: str, field: str) -> None:
     with pytest.raises(BadInput, match=words) as caught:
         trained.predict({"prices": prices})
-    assert (caught.value.field, caught.value.status) == ("prices", 422)
+    assert (caught.value.field, caught.value.status) == (field, 422)
 
 
 def test_a_flat_series_is_answered(trained: Handle) -> None:
