@@ -3,6 +3,7 @@ import io
 import struct
 import subprocess
 import sys
+import time
 import zlib
 
 import numpy as np
@@ -232,3 +233,17 @@ def test_resize_crop_normalise():
     assert tensor.dtype == np.float32
     assert tensor.flags.c_contiguous
     assert tensor[0, 5, 5] == pytest.approx((200 / 255 - 0.485) / 0.229, rel=1e-5)
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded() -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (2000, 2000)).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    last = content.rindex(b"\xff\xda")
+    bomb = content[:-2] + content[last:-2] * 2000 + b"\xff\xd9"
+    began = time.process_time()
+    with pytest.raises(BadInput, match="SCN-4001"):
+        images.read_image(bomb)
+    assert time.process_time() - began < 0.5  # decoded, it takes 10 s
+    assert images.read_image(content).shape == (2000, 2000, 3)
+    assert images.read_image(content + b"\xff\xda\0\x02" * 1000).shape == (2000, 2000, 3)  # what follows the picture is none of it
