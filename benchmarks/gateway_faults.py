@@ -140,7 +140,7 @@ def start(lab: Lab) -> GatewayProcess:
     first.stop()
     for name in SPARE:
         lab.publish(name, "heavy", weights=WEIGHTS_MB << 20)
-    gateway = lab.start(plugins, *sets, f"gateway.memory_budget={round((base + 1.6 * WORKER_MB) * 2**20)}", "gateway.residence_s=1")
+    gateway = lab.start(plugins, *sets, f"gateway.memory_budget={round((base + 1.95 * WORKER_MB) * 2**20)}", "gateway.residence_s=1")
     print(f"memory: {base:.0f} MB without the spare scenarios, of which the budget holds one", flush=True)
     return gateway
 

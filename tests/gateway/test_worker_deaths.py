@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -69,6 +70,29 @@ def test_a_wrong_number_of_answers_fails_the_batch_and_names_the_plugin(lab):
     assert [a.status_code for a in found] == [500] * 4
     assert "plugin 'unit' returned 3 outputs for 4 items" in found[0].json()["title"]
     assert gateway.ask("unit", "alone").status_code == 200
+
+
+def test_a_stream_of_which_nothing_came_is_run_again(lab):
+    """Two streams in one batch: the worker dies while it makes the first."""
+    lab.publish("unit")
+    gateway = lab.start({"unit": "unit"})
+    gateway.ready("unit")
+    begun = threading.Event()
+
+    def stream(text):
+        with gateway.client.stream("POST", "/scenarios/unit/stream", json={"text": text, "seconds": 0.5}) as answer:
+            return "".join(piece for piece in answer.iter_text() if begun.set() is None)
+
+    with ThreadPoolExecutor(3) as pool:
+        pool.submit(gateway.ask, "unit", "blocker", do="sleep", seconds=1.0)
+        lab.until(lambda: 'scenarium_requests_open{scenario="unit"} 1.0' in gateway.client.get("/metrics").text)
+        answers = [pool.submit(stream, text) for text in "ab"]
+        assert begun.wait(10)
+        os.kill(pid_of(gateway), signal.SIGKILL)
+        cut, whole = sorted((answer.result() for answer in answers), key=lambda answer: "event: end" in answer)
+    assert cut.count('"part"') == 1
+    assert "SCN-4008" in cut
+    assert whole.count('"part"') == 3
 
 
 def test_what_is_not_pure_is_never_run_again(lab, tmp_path):
@@ -178,7 +202,7 @@ def test_a_dead_zygote_harms_no_worker_and_is_made_anew(lab):
     answer = gateway.ask("unit", "again")
     assert answer.status_code == 200
     assert answer.json()["pid"] != worker
-    assert zygote_of(gateway) != zygote
+    lab.until(lambda: zygote_of(gateway) != zygote)  # once nothing is left of the dead one
     lab.until(lambda: not Path(f"/proc/{worker}").exists())  # reaped by the gateway, whose child it became
 
 

@@ -154,6 +154,7 @@ class Batcher:
         """A part of a streamed answer came."""
         request = self.find(slot, rid)
         if request and not request.done and request.stream:
+            request.begun = True
             request.stream(chunk)
 
     def find(self, slot: Slot, rid: int) -> Request | None:
@@ -189,7 +190,7 @@ class Batcher:
         live = [request for request in worker.open.values() if not request.done]
         for request in reversed(live):
             request.slot = None
-            if not slot.pure or request.stream:
+            if not slot.pure or request.begun:
                 self._end(request, Outcome(0, b"", slot.version, failure="died"))
             elif request.suspect:
                 self._end(request, Outcome(0, b"", slot.version, failure="poison"))
@@ -232,7 +233,7 @@ class Batcher:
         live = [request for request in worker.open.values() if not request.done]
         if not late or not live:
             return bool(late)
-        return worker.slot.pure and not any(request.stream for request in live) and now - min(each.sent for each in late) > 2e-6 * self.longest
+        return worker.slot.pure and not any(request.begun for request in live) and now - min(each.sent for each in late) > 2e-6 * self.longest
 
     @property
     def busy(self) -> bool:

@@ -39,6 +39,7 @@ class Request:
     """One request in the gateway."""
 
     __slots__ = (
+        "begun",
         "body",
         "content_type",
         "deadline",
@@ -80,6 +81,8 @@ class Request:
         self.priority: Priority = "normal"
         self.stream: Callable[[bytes], None] | None = None
         """Takes the parts of a streamed answer; None: one answer."""
+        self.begun = False
+        """Whether a part came, so that it cannot be run again."""
         self.home: Home | None = None
         """What it was submitted to, and where it is cancelled."""
         self.slot: _Worker | None = None
