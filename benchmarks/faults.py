@@ -29,7 +29,7 @@ WORKERS = {"one": 1, "two": 2, IMPURE: 1, "talks": 1}
 """The scenarios and their workers. ``IMPURE`` is one that is not pure, so that what a dead worker held ends with an error; ``talks`` runs items in threads."""
 SPARE = ["spare1", "spare2"]
 """Scenarios of which the memory budget holds one beside the others."""
-WEIGHTS_MB, WORKER_MB = 64, 84
+WEIGHTS_MB, WORKER_MB = 128, 145
 """The weights of each of them, and about what a worker that holds them takes, in MiB."""
 COMMON = ("plugin=unit", "serve.hang_s=2", "serve.probe_s=5", "serve.deadline_ms=60000", "serve.keep_warm=true")
 SETTINGS = [

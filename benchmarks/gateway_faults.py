@@ -140,7 +140,7 @@ def start(lab: Lab) -> GatewayProcess:
     first.stop()
     for name in SPARE:
         lab.publish(name, "heavy", weights=WEIGHTS_MB << 20)
-    gateway = lab.start(plugins, *sets, f"gateway.memory_budget={round((base + 1.95 * WORKER_MB) * 2**20)}", "gateway.residence_s=1")
+    gateway = lab.start(plugins, *sets, f"gateway.memory_budget={round((base + 1.6 * WORKER_MB) * 2**20)}", "gateway.residence_s=1")
     print(f"memory: {base:.0f} MB without the spare scenarios, of which the budget holds one", flush=True)
     return gateway
 
@@ -157,6 +157,8 @@ def report(load: Load, faults: Faults, watch: Watch, seconds: float, left: int |
     others = faults.others()
     for title, found in (("lost", load.lost), ("crossed", load.crossed), ("errors of others", others), ("not well in time", faults.broken)):
         print(f"\n{title}: {len(found)}", *found[:20], sep="\n  ")
+    killed = Counter(event["reason"] for event in watch.gateway.events if event["event"] == "worker_killed")
+    print("\nworkers that the gateway killed:", dict(killed))
     name = f"gateway: {seconds / 60:.3g} minutes of mixed faults"
     made = [
         results.figure(f"{name}, requests", sum(load.sent.values()), "", "higher"),

@@ -19,6 +19,7 @@ from scenarium.gateway.zygotes import Nursery, Process
 _PROBE = 1 << 63
 """Above the ids of all requests."""
 _NOTHING = object()
+PIECE_S = 0.5
 LINES_S = 1000
 """Most printed lines of a worker that are taken in a second; more are counted and left out."""
 _READS, _PAUSE_S = 4, 0.02
@@ -156,8 +157,11 @@ class WorkerLink(asyncio.Protocol):
             waiting.set_result(status)
 
     async def _told(self, table: dict[int, asyncio.Future[Any]], key: int, future: asyncio.Future[Any], timeout: float) -> Any:
+        """The answer, waited for in pieces: time in which this process itself did not run is not the worker's."""
         try:
-            await asyncio.wait({future, self.ended}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            while timeout > 0 and not (future.done() or self.ended.done()):
+                await asyncio.wait({future, self.ended}, timeout=min(PIECE_S, timeout), return_when=asyncio.FIRST_COMPLETED)
+                timeout -= PIECE_S
             return future.result() if future.done() else _NOTHING
         finally:
             table.pop(key, None)
