@@ -243,7 +243,9 @@ class Memory:
         return max(0, self.limits[place] - self.using[place] + freeable)
 
     def _never(self, need: Counter[str]) -> str | None:
-        """Where there can never be room."""
+        """Where there can never be room. Not known while a version loads, since more is promised to it than it may need."""
+        if any(resident.ready_at is None and generation.service.state != "failed" for generation, resident in self.residents.items()):
+            return None
         return next((place for place in self.limits if need[place] > self._most(place)), None)
 
     def _victims(self, asking: Service | None, missing: Counter[str]) -> list[Service]:
