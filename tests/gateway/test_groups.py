@@ -92,6 +92,18 @@ def test_the_death_of_one_is_the_death_of_all_and_nothing_is_lost(lab, start):
     assert len(gateway.processes()) == 4
 
 
+def test_a_process_that_dies_while_a_member_comes_is_replaced_at_once(lab, start):
+    gateway = start()
+    before = pid_of(gateway, "second")
+    os.kill(before, signal.SIGSTOP)
+    (lab.folder / "scenarios.toml").write_text("[scenarios.unit.serve]\nthreads = 1\n")  # new workers for unit, asked of the stopped process
+    gateway.client.post("/admin/reload", json={})
+    time.sleep(0.3)
+    os.kill(before, signal.SIGKILL)
+    lab.until(lambda: len(pids := [w["pid"] for name in NAMES[:2] for w in workers(gateway, name) if w["ready"]]) == 2 and pids[0] == pids[1] != before, 30)
+    assert not [event for event in gateway.events if event["event"] == "worker_failed"]
+
+
 def test_a_member_that_hangs_costs_its_own_requests_alone(lab, start):
     gateway = start()
     before = pid_of(gateway, "unit")
@@ -101,7 +113,7 @@ def test_a_member_that_hangs_costs_its_own_requests_alone(lab, start):
         answers = [pool.submit(gateway.ask, NAMES[number % 2], f"t{number}", do="sleep", seconds=0.05) for number in range(100)]
         assert [answer.result().status_code for answer in answers] == [200] * 100
     gateway.wait_event("worker_killed", scenario="unit")
-    lab.until(lambda: all(workers(gateway, name) and pid_of(gateway, name) != before for name in NAMES[:2]))
+    lab.until(lambda: len(pids := [w["pid"] for name in NAMES[:2] for w in workers(gateway, name)]) == 2 and before not in pids)
 
 
 def test_a_member_leaves_and_its_memory_comes_back(lab, start):

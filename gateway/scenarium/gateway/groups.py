@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Share(Process):
     def kill(self) -> None:
         """End the process, with all members."""
         if self.host:
-            self.host.process.kill()
+            self.host.kill()
 
     def abandon(self) -> None:
         """End this member's socket; the others go on."""
@@ -58,6 +59,8 @@ class Host:
         self.gone = gone
         self.members = 0
         self.ended = False
+        self._asked: deque[asyncio.Future[bool]] = deque()
+        """Who waits for a place, oldest first."""
 
     async def open(self) -> None:
         """Have it ready for members.
@@ -70,31 +73,38 @@ class Host:
         control.setblocking(False)
         os.set_blocking(self.process.stderr, False)
         loop.add_reader(self.process.stderr, self._read)
-        await loop.sock_sendall(control, frames.json_frame(frames.HELLO, {"proto": frames.PROTO, "group": self.name}))
-        told = await loop.sock_recv(control, 65536)
-        loop.add_reader(control, self._end)  # it says nothing more
-        if not told:
+        try:
+            await loop.sock_sendall(control, frames.json_frame(frames.HELLO, {"proto": frames.PROTO, "group": self.name}))
+            if not await loop.sock_recv(control, 65536):
+                raise ConnectionError("the group's process ended")
+        except BaseException:
             self._end()
-            raise ConnectionError("the group's process ended")
+            raise
+        loop.add_reader(control, self._heard)
 
-    def join(self) -> Share:
-        """A new member.
+    async def join(self) -> Share:
+        """A new member, once the process has taken it in: one that is about to die takes nobody in.
 
         Raises:
             OSError: it died, or no descriptors are left.
         """
+        taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         ours, theirs = socket.socketpair()
         read, write = os.pipe()
+        self.members += 1
         try:
             socket.send_fds(self.process.sock, [b"m"], [theirs.fileno(), write])
-        except OSError:
+            self._asked.append(taken)
+            if not await taken:
+                raise ConnectionResetError
+        except BaseException:
             ours.close()
             os.close(read)
+            self.leave()
             raise
         finally:
             theirs.close()
             os.close(write)
-        self.members += 1
         return Share(self.process.pid, ours, read, None, None, self)
 
     def leave(self) -> None:
@@ -103,11 +113,36 @@ class Host:
         if not self.members:
             self._end()
 
+    def kill(self) -> None:
+        """End it at once; nobody joins it any more."""
+        self.gone(self)
+        self.process.kill()
+
+    def _heard(self) -> None:
+        """It took members in, a byte each, or has ended."""
+        try:
+            told = self.process.sock.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            told = b""
+        for _ in told:
+            self._answer(True)
+        if not told:
+            self._end()
+
+    def _answer(self, taken: bool) -> None:
+        asked = self._asked.popleft()
+        if not asked.done():  # given up
+            asked.set_result(taken)
+
     def _end(self) -> None:
         """The process ends, or has ended."""
         if self.ended:
             return
         self.ended = True
+        while self._asked:
+            self._answer(False)
         loop = asyncio.get_running_loop()
         self._read()
         for descriptor in (self.process.sock, self.process.stderr):
@@ -148,7 +183,7 @@ class Groups:
                     await host.open()
                     self.hosts[name, index] = host
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    return host.join()
+                    return await host.join()
                 self._gone(host)  # its end is on its way
         raise ConnectionError("the group's process ended")
 

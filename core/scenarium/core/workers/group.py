@@ -4,7 +4,7 @@ Every member has a socket, a stderr and a thread of its own, and is served as in
 share the interpreter's lock, and the death of one is the death of all. A member's end frees its model, not the libraries that it imported.
 
 The process is told by its hello that it is a group's (``group``: its name). It answers with ``ready``, and gets one message a member, a byte with two
-descriptors (the member's socket, its stderr), until the socket ends.
+descriptors (the member's socket, its stderr), until the socket ends. It sends the byte back for each that it took in.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def host(control: socket.socket) -> None:
         with contextlib.suppress(OSError):
             message, fds, _, _ = socket.recv_fds(control, 1, 2)
             if message:
+                control.sendall(message)
                 threading.Thread(target=_member, args=(socket.socket(fileno=fds[0]), fds[1]), daemon=True).start()
                 continue
         os._exit(0)
