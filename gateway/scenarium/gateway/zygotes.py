@@ -302,7 +302,7 @@ class Nursery:
         self.retired.append(zygote.popen)
 
     def _spawn(self, ours: socket.socket, theirs: socket.socket, read: int, write: int) -> Process:
-        command = [sys.executable, "-m", "scenarium.core.workers.worker", str(theirs.fileno())]
+        command = [sys.executable, "-m", "scenarium.core.workers.process", str(theirs.fileno())]
         popen = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=write, stderr=write, process_group=0)
         pidfd = os.pidfd_open(popen.pid) if hasattr(os, "pidfd_open") else None
         return Process(popen.pid, ours, read, pidfd, popen)

@@ -17,10 +17,11 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from scenarium.core import devices
-from scenarium.core.workers import frames, worker
+from scenarium.core.workers import frames
 
 _MMAP_THRESHOLD = -3
 _own = threading.local()
@@ -48,8 +49,8 @@ class _Printed:
         return getattr(self._stream, name)
 
 
-def host(control: socket.socket) -> None:
-    """Serve members until the gateway closes ``control`` or ends; ends the process."""
+def host(control: socket.socket, serve: Callable[[socket.socket], None]) -> None:
+    """Have ``serve`` serve members until the gateway closes ``control`` or ends; ends the process."""
     _libc("mallopt", _MMAP_THRESHOLD, 1 << 20)  # else the C library keeps blocks as large as any that was freed before
     sys.stdout, sys.stderr = _Printed(sys.stdout), _Printed(sys.stderr)
     control.sendall(frames.json_frame(frames.READY, {"proto": frames.PROTO, "pid": os.getpid()}))
@@ -58,7 +59,7 @@ def host(control: socket.socket) -> None:
             message, fds, _, _ = socket.recv_fds(control, 1, 2)
             if message:
                 control.sendall(message)
-                threading.Thread(target=_member, args=(socket.socket(fileno=fds[0]), fds[1]), daemon=True).start()
+                threading.Thread(target=_member, args=(socket.socket(fileno=fds[0]), fds[1], serve), daemon=True).start()
                 continue
         os._exit(0)
 
@@ -74,11 +75,11 @@ def mine() -> TextIO | None:
     return getattr(_own, "stream", None)
 
 
-def _member(sock: socket.socket, stderr: int) -> None:
+def _member(sock: socket.socket, stderr: int, serve: Callable[[socket.socket], None]) -> None:
     with sock, open(stderr, "w", encoding="utf8", errors="backslashreplace", buffering=1) as stream:
         _own.stream = stream
         try:
-            worker.serve(sock, alone=False)
+            serve(sock)
         except OSError:
             pass  # the gateway let this member go
         except BaseException:

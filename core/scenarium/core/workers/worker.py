@@ -1,26 +1,20 @@
-"""One worker process: loads a version, says that it is ready, and answers batches until it is told to stop.
+"""One worker: answers batches with a loaded version until it is told to stop. How it comes to be is in ``process``.
 
 Some thread always listens, so that a cancel, a ping or the end of the gateway is noticed during a long forward.
 ``concurrency = "batch"`` runs one ``predict_batch`` at a time in the main thread; ``n`` runs up to n items in threads.
-
-Started by fork from a zygote, or as ``python -m scenarium.core.workers.worker FD`` where fork is unsafe.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import queue
 import signal
 import socket
 import struct
-import sys
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel
@@ -28,10 +22,7 @@ from pydantic_core import to_json
 
 from scenarium.core import devices
 from scenarium.core.errors import ScenariumError
-from scenarium.core.manifest import Manifest
-from scenarium.core.registry import Plugin, Registry, Scenario
 from scenarium.core.runtime import Runtime, Times
-from scenarium.core.settings import Flat, Origin, Settings
 from scenarium.core.traces import print_fault
 from scenarium.core.workers import frames, group
 from scenarium.core.workers.alarm import make_alarm
@@ -319,87 +310,3 @@ def end() -> None:
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
-
-
-def serve(sock: socket.socket, alone: bool = True) -> None:
-    """The whole life of a worker on ``sock``: hello, load, check, ready, run."""
-    reader = frames.Reader(sock)
-    received = reader()
-    if received is None:
-        return
-    kind, body = received
-    hello = json.loads(bytes(body))
-    if kind != frames.HELLO or hello["proto"] != frames.PROTO:
-        raise ValueError(f"frame {kind} of protocol {hello.get('proto')}")
-    if "group" in hello:
-        return group.host(sock)
-    began = time.monotonic()
-    try:
-        if "nice" in hello and hasattr(os, "nice"):
-            os.nice(hello["nice"])  # before any thread is there: each takes it from the one that starts it
-        set_threads(hello["threads"])
-        spans = Spans(hello["scenario"]) if hello["tracing"] else None
-        runtime = open_runtime(hello)
-    except BaseException as fault:  # a plugin may raise SystemExit
-        sock.sendall(json_fault(fault, hello["scenario"]))
-        return
-    manifest = Manifest.model_validate(hello["manifest"])
-    schema = json.dumps([manifest.request_schema, manifest.response_schema], sort_keys=True).encode()
-    ready = {
-        "proto": frames.PROTO,
-        "pid": os.getpid(),
-        "schema": hashlib.sha256(schema).hexdigest(),
-        "max_batch": runtime.max_batch_size,
-        "concurrency": runtime.traits.concurrency,
-        "pure": runtime.traits.pure,
-        "streams": runtime.traits.streams,
-        "device_memory": devices.memory_of(runtime.model),
-        "load_ms": round((time.monotonic() - began) * 1000),
-    }
-    worker = Worker(sock, reader, runtime, spans, alone)
-    worker.send(frames.json_frame(frames.READY, ready))
-    worker.run()
-    if spans:
-        spans.close()
-
-
-def open_runtime(hello: dict[str, Any]) -> Runtime:
-    """Import the plugin, load the version and let it answer its own sample.
-
-    Raises:
-        ScenariumError: whatever is wrong with plugin, settings or version; among it that the answer to the sample changed.
-    """
-    manifest = Manifest.model_validate(hello["manifest"])
-    flat: Flat = {("scenarios", hello["scenario"], *key): (value, Origin(*origin)) for key, value, origin in hello["serve"]}
-    settings = Settings(flat, None)
-    scenario = Scenario(hello["scenario"], Plugin(**hello["plugin"]), settings, Registry(settings, {}).extensions)
-    return Runtime.open(scenario, Path(hello["folder"]), manifest, devices.choose(hello["device"]))
-
-
-def json_fault(fault: BaseException, name: str) -> bytes:
-    """The frame that tells why the worker cannot serve. The traceback goes to the log."""
-    if isinstance(fault, ScenariumError):
-        if fault.__cause__ is not None:
-            print_fault(fault.__cause__)
-    else:
-        print_fault(fault)
-        fault = ScenariumError("SCN-4003", name=name, reason=f"{type(fault).__name__}: {fault}")
-    return frames.json_frame(frames.FAULT, {"code": fault.code, "en": fault.problem("en"), "zh": fault.problem("zh")})
-
-
-def set_threads(threads: int) -> None:
-    """Limit the pools of the libraries that this process has imported or will import."""
-    os.environ["SCENARIUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(threads)
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(threads)
-
-
-def main(argv: Sequence[str]) -> None:
-    """Serve the socket whose number is the only argument."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    serve(socket.socket(fileno=int(argv[1])))
-
-
-if __name__ == "__main__":
-    main(sys.argv)

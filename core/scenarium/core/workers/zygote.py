@@ -27,7 +27,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
-CORE = ("scenarium.core.workers.worker", "scenarium.core.defaults", "scenarium.core.acceptance", "scenarium.core.schemas", "scenarium.core.relay")
+CORE = ("scenarium.core.workers.process", "scenarium.core.defaults", "scenarium.core.acceptance", "scenarium.core.schemas", "scenarium.core.relay")
 BARE = (*CORE, "numpy", "pydantic", "tokenizers", "PIL.Image", "pluggy", "python_multipart")
 """What every worker needs or, where it is installed, may need."""
 TORCH = (*BARE, "torch", "safetensors.torch", "scenarium.core.engines.torch_engine")
@@ -104,7 +104,7 @@ def _fork(control: socket.socket, pipe: tuple[int, int], ident: int, fds: list[i
 
 def _child(sock: int, stderr: int) -> None:
     """What a fork does: its own stderr, process group and random numbers, then a worker's life."""
-    from scenarium.core.workers import worker
+    from scenarium.core.workers import process
 
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -115,7 +115,7 @@ def _child(sock: int, stderr: int) -> None:
     try:
         os.setpgid(0, 0)
         reseed()
-        worker.serve(socket.socket(fileno=sock))
+        process.serve(socket.socket(fileno=sock))
     finally:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
