@@ -73,14 +73,14 @@ def base(shared_lab):
 
 @pytest.fixture
 def start(lab, base):
-    """A gateway with ``count`` scenarios ``m0``, ``m1``, … and a budget for ``fit`` of them."""
+    """A gateway with ``count`` scenarios ``m0``, ``m1``, … and a budget for ``fit`` of them, with room for a first load of which more is foretold."""
 
     def begin(count, fit, *sets, **settings):
         names = [f"m{number}" for number in range(count)]
         for name in names:
             lab.publish(name, "heavy", weights=WEIGHTS, settings={f"model.{key}": value for key, value in settings.items()})
         plugins = [f"scenarios.{name}.plugin=heavy" for name in names]
-        return lab.start({"heavy": "heavy"}, *plugins, f"gateway.memory_budget={base + int((fit + 0.6) * MODEL * MB)}", *sets)
+        return lab.start({"heavy": "heavy"}, *plugins, f"gateway.memory_budget={base + int((fit + 0.8) * MODEL * MB)}", *sets)
 
     return begin
 
