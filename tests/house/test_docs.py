@@ -86,6 +86,13 @@ def test_every_v2_route_is_documented() -> None:
     assert [path for path in ROUTES if f"{path.replace('/versions/{version}', '')}`" not in page] == []
 
 
+def test_every_openai_route_is_documented() -> None:
+    from scenarium.gateway.openai.http import ROUTES
+
+    page = text("openai.md")
+    assert [path for path in ROUTES if f"{path}`" not in page] == []
+
+
 def test_every_metric_is_documented() -> None:
     from scenarium.gateway.metrics import GatewayCollector
 

@@ -65,7 +65,7 @@ class AccessLog:
 
     def _write(self, scope: Scope, app: App, start: Message, ms: float) -> None:
         sent, came = dict(start.get("headers", ())), dict(scope["headers"])
-        scenario, _ = app.hot_route(scope["path"])
+        scenario = scope.get("scenario") or app.hot_route(scope["path"])[0]
         known = scenario in app.state.gateway.services
         ident = sent.get(b"x-request-id") or came.get(b"x-request-id", b"")[:LONGEST]
         chosen: dict[str, Any] = {"request_id": ident.decode("latin-1") or None, "path": scope["path"][:LONGEST]}

@@ -28,6 +28,7 @@ from scenarium.gateway.jobs import Jobs
 from scenarium.gateway.kserve import rpc
 from scenarium.gateway.kserve.http import V2
 from scenarium.gateway.memory import Memory, budget_of, keeps
+from scenarium.gateway.openai.http import ASKED, V1
 from scenarium.gateway.predict import Predict
 from scenarium.gateway.rollouts import Rollouts
 from scenarium.gateway.services import Service, zygote_kind
@@ -258,7 +259,9 @@ class App(Starlette):
     """What follows ``/scenarios/{name}/`` to its endpoint."""
 
     def hot_route(self, path: str) -> tuple[str, str]:
-        """The scenario that a path names, and the route; both empty where it is none of the hot ones."""
+        """The scenario that a path names, and the route; both empty where it is none of the hot ones. Those of ``/v1`` name it in the body."""
+        if path in ASKED:
+            return "", path
         if path.startswith(MODELS) and path.endswith("/infer"):
             name, version = path[len(MODELS) :].partition("/")[::2]
             found = name if name in self.state.gateway.services else name.rpartition(".")[0]
@@ -268,10 +271,15 @@ class App(Starlette):
 
     v2: V2
     """Everything below ``/v2``."""
+    v1: V1
+    """Everything below ``/v1``."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (scope["path"].startswith("/v2/") or scope["path"] == "/v2"):
             await self.v2(scope, receive, send)
+            return
+        if scope["type"] == "http" and (scope["path"].startswith("/v1/") or scope["path"] == "/v1"):
+            await self.v1(scope, receive, send)
             return
         if scope["type"] == "http" and scope["path"].startswith(PREFIX):
             name, _, rest = scope["path"][len(PREFIX) :].partition("/")
@@ -302,5 +310,6 @@ def create_app(registry: Registry, store: Store, config: GatewayConfig | None = 
     app = App(routes=[Mount("/", guarded)], lifespan=lifespan, exception_handlers={Exception: cold.crashed})
     app.hot = hot
     app.v2 = V2(gateway)
+    app.v1 = V1(gateway)
     app.state.gateway = gateway
     return app

@@ -64,6 +64,8 @@ class Tracing:
                 if route:
                     span.update_name(f"{scope['method']} {route}")
                     span.set_attribute("http.route", route)
+                if "scenario" in scope:  # named in the body
+                    span.set_attribute("scenarium.scenario", scope["scenario"])
                 span.end()
 
         return traced
@@ -97,7 +99,7 @@ class Tracing:
         scenario, route = app.hot_route(scope["path"])
         if route:
             name = f"{method} {route}"
-            attributes |= {"http.route": route, "scenarium.scenario": scenario}
+            attributes |= {"http.route": route} | ({"scenarium.scenario": scenario} if scenario else {})
         span = self.tracer.start_span(name, spans.context_of(trace, state), self.server, attributes)
         found = span.get_span_context()
         headers.append((b"traceparent", b"00-%032x-%016x-%02x" % (found.trace_id, found.span_id, found.trace_flags)))

@@ -1,0 +1,105 @@
+"""The OpenAI API over a real language model: trained from scratch on a few lines of poems, given a chat template, packaged, served."""
+
+from __future__ import annotations
+
+import numpy as np
+import openai
+import pytest
+
+from scenarium.core.handle import Handle
+from scenarium.core.registry import Registry
+from scenarium.core.settings import Settings
+
+pytest.importorskip("scenarium_text_generation")
+pytestmark = pytest.mark.slow
+
+LINES = ["床前明月光，疑是地上霜。", "举头望明月，低头思故乡。", "春眠不觉晓，处处闻啼鸟。", "夜来风雨声，花落知多少。"]
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+SMALL = ("model.hidden=64", "model.layers=2", "model.heads=2", "model.vocabulary=600", "model.context=64", "train.lr=0.003", "train.epochs=12")
+
+
+def make(store, *sets):
+    settings = Settings.read(environ={"SCENARIUM_STORE": str(store)}, sets=sets, scenario="text_generation")
+    return Handle(Registry(settings).scenario("text_generation"))
+
+
+@pytest.fixture(scope="module")
+def server(shared_lab):
+    """A gateway with a chat model: what was trained, laid out as the hub's models are, is the base of the version that is served."""
+    from transformers import PreTrainedTokenizerFast
+
+    from scenarium_text_generation.training import load
+
+    folder = shared_lab.folder
+    orders = sorted({tuple(np.random.default_rng(n).permutation(len(LINES))) for n in range(100)})
+    (folder / "诗.txt").write_text("\n\n".join("".join(LINES[n] for n in order) for order in orders), encoding="utf8")
+    data = f'data.path="{folder / "诗.txt"}"'
+    scratch = make(folder / "scratch", *SMALL, "model.base=scratch", data)
+    scratch.train()
+    version, base = scratch.store.open("text_generation", 1), folder / "base"
+    load(scratch.runtime.state, version.folder, "cpu").model.save_pretrained(base)
+    PreTrainedTokenizerFast(tokenizer_object=scratch.runtime.processor.tokenizer, chat_template=TEMPLATE).save_pretrained(base)
+    make(folder / "store", f'model.base="{base}"', data).train()
+    found = shared_lab.start(None)
+    found.ready("text_generation", timeout=120)
+    return found
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as found:
+        yield found
+
+
+GREEDY = {"model": "text_generation", "temperature": 0, "max_tokens": 24}
+
+
+def test_the_chat_template_is_the_models(server, client):
+    turns = [{"role": "user", "content": LINES[0]}]
+    answer = client.chat.completions.create(messages=turns, **GREEDY)
+    ours = {"prompt": LINES[0], "temperature": 0, "max_new_tokens": 24}
+    own = server.client.post("/scenarios/text_generation/predict", json=ours).json()
+    (choice,) = answer.choices
+    assert choice.message.content == own["text"]
+    assert choice.message.content
+    assert choice.finish_reason == own["finish_reason"]
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (own["usage"]["prompt_tokens"], own["usage"]["completion_tokens"])
+    chunks = list(client.chat.completions.create(messages=turns, stream=True, stream_options={"include_usage": True}, **GREEDY))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == own["text"]
+    assert len(chunks) > 5
+    assert chunks[-1].usage == answer.usage
+
+
+def test_every_delta_is_whole_characters(client):
+    # hot and without limits the tokens are mostly single bytes of characters
+    settings = {"temperature": 5, "top_p": 1, "seed": 3, "max_tokens": 60, "extra_body": {"top_k": 0}}
+    whole = client.completions.create(model="text_generation", prompt="春", **settings).choices[0].text
+    pieces = [chunk.choices[0].text for chunk in client.completions.create(model="text_generation", prompt="春", stream=True, **settings)]
+    assert "".join(pieces) == whole
+    assert len(whole.encode()) > len(whole)
+
+
+def test_seeds_choices_and_stops(client):
+    settings = {"model": "text_generation", "prompt": "春眠", "temperature": 1.5, "seed": 7, "max_tokens": 16}
+    three = [choice.text for choice in client.completions.create(n=3, **settings).choices]
+    assert len(set(three)) > 1
+    assert three[1] == client.completions.create(**{**settings, "seed": 8}).choices[0].text
+    whole = client.completions.create(prompt=LINES[0], **GREEDY).choices[0].text
+    stop = whole[len(whole) // 2 :][:2]
+    stopped = client.completions.create(prompt=LINES[0], stop=[stop], **GREEDY).choices[0]
+    assert (stopped.text, stopped.finish_reason) == (whole.split(stop)[0], "stop")
+
+
+def test_what_it_does_not_do(client):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(messages=[{"role": "user", "content": "x"}], logprobs=True, **GREEDY)
+    assert caught.value.param == "logprobs"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.embeddings.create(model="text_generation", input="x")
+    assert "embeddings" in caught.value.message
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="text_generation", prompt="x", max_tokens=100_000)
+    assert caught.value.param == "max_tokens"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="text_generation", prompt="春" * 5000)
+    assert caught.value.param == "prompt"
