@@ -9,7 +9,7 @@ INPUTS := pyproject.toml constraints.txt requirements-dev.txt $(wildcard plugins
 PACKAGES := $(wildcard plugins/*/scenarium_* extensions/*/scenarium_*)
 .DEFAULT_GOAL := help
 
-.PHONY: help setup setup-test demo test check bench-spine bench-gateway bench-faults fuzz wheels clean
+.PHONY: help setup setup-test demo test check bench-spine bench-gateway bench-triton bench-faults fuzz wheels clean
 
 help: ## show this help
 	@echo "Scenarium · make targets"
@@ -36,13 +36,16 @@ test: setup-test check ## set up, then run every test (under 25 minutes on 2 cor
 	@$(BIN)/python scripts/run_tests.py
 
 check: setup ## ruff and mypy --strict
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy -p scenarium.core -p scenarium.training -p scenarium.gateway $(foreach p,$(PACKAGES),-p $(notdir $(p)))
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy -p scenarium.core -p scenarium.training -p scenarium.gateway -p scenarium.client $(foreach p,$(PACKAGES),-p $(notdir $(p)))
 
 bench-spine: setup-test ## measure the spine's figures and write benchmarks/results/spine.json
 	@$(BIN)/python -m benchmarks.spine
 
 bench-gateway: setup-test ## measure the gateway beside five others and write benchmarks/results/gateway.json (20 minutes)
 	@$(BIN)/python -m benchmarks.gateway
+
+bench-triton: setup-test ## measure beside a real Triton and transformers, and write benchmarks/results/triton.json
+	@$(BIN)/python -m benchmarks.triton
 
 bench-faults: setup-test ## an hour of mixed load with a fault every ten seconds; into the same file
 	@$(BIN)/python -m benchmarks.gateway_faults --write

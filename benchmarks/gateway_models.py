@@ -14,12 +14,10 @@ from __future__ import annotations
 import argparse
 import base64
 import io
-import json
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from benchmarks.load import OURS, SERVERS, Server
 
 PACKAGES = ("torch", "torchvision", "transformers", "fastapi", "starlette", "uvicorn", "pillow", "numpy")
 CLIENTS = 32
+SLICE_S = 2.0
 CORES = len(os.sched_getaffinity(0))
 NAMES = {"resnet": "ResNet-18 on JPEGs", "bert": "small BERT on text"}
 LITSERVE = {"resnet": ((4, 0.005), (8, 0.01), (16, 0.01)), "bert": ((16, 0.001), (16, 0.005), (32, 0.005))}
@@ -109,19 +108,23 @@ def compared(model: str, folder: Path, rounds: int, seconds: float) -> list[resu
 
 
 def share(model: str, ours: load.Ours, version: Path, body: bytes, rounds: int, seconds: float) -> results.Figure:
-    """How much of the bare forward's throughput reaches the client: one worker, one thread."""
+    """How much of the bare forward's throughput reaches the client: one worker, one thread. The two take turns every ``SLICE_S`` seconds, so
+    that a slower spell of the machine falls on both."""
     headers = load.json_headers(ours.key)
     found = []
-    with load.running([ours.server(workers=1, threads=1)], body, right, headers) as servers:
+    with load.running([ours.server(workers=1, threads=1)], body, right, headers) as servers, Bare(model, version, body) as bare:
         server = servers[OURS]
         load.wrk(server, CLIENTS, 2, headers)
         for number in range(rounds):
-            before = batches(server, headers)
-            rate = load.wrk(server, CLIENTS, seconds, headers).per_second
-            items, count = (after - earlier for after, earlier in zip(batches(server, headers), before, strict=True))
-            size = max(1, round(items / count))
-            forward = bare(model, version, size, body, seconds / 2)
-            print(f"round {number + 1}  {NAMES[model]}: {rate:.1f}/s of {forward:.1f}/s in process, batches of {size}", flush=True)
+            rate = forward = 0.0
+            slices = max(1, round(seconds / SLICE_S))
+            for _ in range(slices):
+                before = batches(server, headers)
+                rate += load.wrk(server, CLIENTS, SLICE_S, headers).per_second / slices
+                items, count = (after - earlier for after, earlier in zip(batches(server, headers), before, strict=True))
+                size = max(1, round(items / count))
+                forward += bare.per_second(size, SLICE_S) / slices
+            print(f"round {number + 1}  {NAMES[model]}: {rate:.1f}/s of {forward:.1f}/s in process, last batches of {size}", flush=True)
             found.append(100 * rate / forward)
     value = load.summary(f"{NAMES[model]}: share of the bare forward, %", found)
     return results.figure(f"{NAMES[model]}, 32 clients: share of the bare forward's throughput (same batch size, in process)", value, "%", "higher", 85, 95)
@@ -134,20 +137,30 @@ def batches(server: load.Running, headers: dict[str, str]) -> tuple[float, float
     return values[0], values[1]
 
 
-def bare(model: str, version: Path, size: int, body: bytes, seconds: float) -> float:
-    """Items a second of the forward alone, in a process of its own."""
-    command = [sys.executable, str(SERVERS / "models_bare.py"), model, str(version), str(size), str(seconds)]
-    run = subprocess.run(command, input=body, capture_output=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    return float(json.loads(run.stdout)["per_second"])
+class Bare:
+    """The forward alone, in a process of its own that waits between its windows."""
 
+    def __init__(self, model: str, version: Path, body: bytes) -> None:
+        command = [sys.executable, str(SERVERS / "models_bare.py"), model, str(version)]
+        self.popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        self._tell(body.decode())
 
-def figures(rounds: int = 4, seconds: float = 6, models: Sequence[str] = tuple(NAMES)) -> list[results.Figure]:
-    """Measure every model."""
-    made = []
-    for model in models:
-        with load.scratch() as folder:
-            made += compared(model, folder, rounds, seconds)
-    return made
+    def __enter__(self) -> Bare:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.popen.communicate()  # the end of its input ends it
+
+    def per_second(self, size: int, seconds: float) -> float:
+        """Items a second in batches of ``size``."""
+        self._tell(f"{size} {seconds}")
+        assert self.popen.stdout
+        return float(self.popen.stdout.readline())
+
+    def _tell(self, line: str) -> None:
+        assert self.popen.stdin
+        self.popen.stdin.write(line + "\n")
+        self.popen.stdin.flush()
 
 
 def main() -> None:
@@ -158,9 +171,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=NAMES, default=list(NAMES))
     options = parser.parse_args()
     peers.make()
-    made = figures(options.rounds, options.seconds, options.models)
+    made = []
+    for model in options.models:
+        with load.scratch() as folder:
+            found = compared(model, folder, options.rounds, options.seconds)
+        results.write("gateway", found, PACKAGES, peers.versions())  # at once, so that none is lost where the next fails
+        made += found
     results.show(made)
-    results.write("gateway", made, PACKAGES, peers.versions())
 
 
 if __name__ == "__main__":

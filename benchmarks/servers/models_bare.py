@@ -1,4 +1,5 @@
-"""The bare forward in process: ``models_bare.py MODEL VERSION BATCH SECONDS`` with a request on stdin; prints items a second."""
+"""The bare forward in process: ``models_bare.py MODEL VERSION`` with a request on the first line of stdin, then a line ``BATCH SECONDS`` for each
+window; prints the items a second of each."""
 
 from __future__ import annotations
 
@@ -11,14 +12,16 @@ import torch
 from models import MODELS
 
 if __name__ == "__main__":
-    _, name, version, size, seconds = sys.argv
+    _, name, version = sys.argv
     torch.set_num_threads(1)
     model = MODELS[name](Path(version))
-    batch = [model.read(json.load(sys.stdin)[model.field])] * int(size)
-    for _ in range(3):
+    item = model.read(json.loads(sys.stdin.readline())[model.field])
+    for line in sys.stdin:
+        size, seconds = line.split()
+        batch = [item] * int(size)
         model.forward(batch)
-    done, began = 0, time.perf_counter()
-    while (took := time.perf_counter() - began) < float(seconds):
-        model.forward(batch)
-        done += int(size)
-    print(json.dumps({"per_second": done / took}))
+        done, began = 0, time.perf_counter()
+        while (took := time.perf_counter() - began) < float(seconds):
+            model.forward(batch)
+            done += int(size)
+        print(done / took, flush=True)
