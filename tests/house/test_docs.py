@@ -51,7 +51,8 @@ def test_both_languages_of_a_message_use_known_placeholders() -> None:
 
 
 def test_every_raised_code_exists_and_every_code_is_raised() -> None:
-    sources = [p for folder in ("core", "training", "gateway", "plugins", "extensions") for p in (ROOT / folder).rglob("*.py") if "tests" not in p.parts]
+    folders = ("core", "training", "gateway", "client", "plugins", "extensions")
+    sources = [p for folder in folders for p in (ROOT / folder).rglob("*.py") if "tests" not in p.parts]
     raised = {code for file in sources for code in re.findall(r"SCN-\d{4}", file.read_text(encoding="utf8"))}
     assert raised - set(catalogue()) == set()
     assert set(catalogue()) - raised == set()

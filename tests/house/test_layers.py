@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = {"core": ROOT / "core", "training": ROOT / "training", "gateway": ROOT / "gateway"}
+PARTS = {part: ROOT / part for part in ("core", "training", "gateway", "client")}
 PLUGINS = sorted(p.parent for folder in ("plugins", "extensions") for p in ROOT.glob(f"{folder}/*/pyproject.toml"))
-ALLOWED = {"core": {"core"}, "training": {"core", "training"}, "gateway": {"core", "gateway"}}
+ALLOWED = {"core": {"core"}, "training": {"core", "training"}, "gateway": {"core", "gateway"}, "client": {"client"}}
 HEAVY = {"torch", "torchvision", "transformers", "onnxruntime", "openvino", "tritonclient", "tensorflow", "rasa"}
 
 
@@ -60,6 +60,19 @@ def test_only_the_commands_and_dev_import_the_conformance_kit() -> None:
         if module.startswith("scenarium.core.kit")
     }
     assert users == {"core/scenarium/core/cli/kit.py", "gateway/scenarium/gateway/dev.py"}
+
+
+def test_the_client_needs_httpx_alone() -> None:
+    own = {"scenarium", "httpx", *sys.stdlib_module_names}
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line} imports {module}"
+        for file in sorted(PARTS["client"].rglob("*.py"))
+        for line, module, top in imports(file)
+        if module.partition(".")[0] not in (own if top else {*own, "websockets"})
+    ]
+    assert wrong == []
+    code = "import sys, scenarium.client; print(*{'numpy', 'pydantic', 'fastapi', 'websockets', 'scenarium.core'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
 
 
 def test_core_and_gateway_import_nothing_heavy_at_the_top() -> None:

@@ -30,10 +30,11 @@ def members(wheel: Path) -> list[str]:
     return zipfile.ZipFile(wheel).namelist()
 
 
-def test_the_root_wheel_holds_three_parts_and_their_data(wheels: dict[str, Path]) -> None:
+def test_the_root_wheel_holds_all_parts_and_their_data(wheels: dict[str, Path]) -> None:
     names = members(wheels["scenarium"])
-    assert not [n for n in names if n == "scenarium/__init__.py" or n.startswith(("core/", "training/", "gateway/", "tests/"))]
-    for wanted in ("core/py.typed", "training/py.typed", "gateway/py.typed", "core/hookspecs.py", "gateway/app.py", "training/trainer.py"):
+    assert not [n for n in names if n == "scenarium/__init__.py" or n.startswith(("core/", "training/", "gateway/", "client/", "tests/"))]
+    typed = [f"{part}/py.typed" for part in ("core", "training", "gateway", "client")]
+    for wanted in (*typed, "core/hookspecs.py", "gateway/app.py", "training/trainer.py", "client/blocking.py"):
         assert f"scenarium/{wanted}" in names
     on_disk = {p.name for p in (ROOT / "core/scenarium/core/messages").glob("*.toml")}
     assert {Path(n).name for n in names if "/messages/" in n} == on_disk
