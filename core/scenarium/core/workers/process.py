@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scenarium.core import devices
+from scenarium.core import devices, heap
 from scenarium.core.errors import ScenariumError
 from scenarium.core.manifest import Manifest
 from scenarium.core.registry import Plugin, Registry, Scenario
@@ -64,6 +64,7 @@ def serve(sock: socket.socket, alone: bool = True) -> None:
         "device_memory": devices.memory_of(runtime.model),
         "load_ms": round((time.monotonic() - began) * 1000),
     }
+    heap.keep_freed()  # after the load, whose own large blocks are used once
     worker = Worker(sock, reader, runtime, spans, alone)
     worker.send(frames.json_frame(frames.READY, ready))
     worker.run()
