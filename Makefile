@@ -25,7 +25,7 @@ $(VENV)/.setup: $(INPUTS)
 
 setup-test: $(VENV)/.setup-test ## what only the tests need: the Rasa environment, Chromium
 
-$(VENV)/.setup-test: $(VENV)/.setup plugins/chatbot/pyproject.toml $(wildcard plugins/chatbot/scenarium_chatbot/rasa-3.6/lock-*.txt)
+$(VENV)/.setup-test: $(VENV)/.setup scripts/setup_triton.py plugins/chatbot/pyproject.toml $(wildcard plugins/chatbot/scenarium_chatbot/rasa-3.6/lock-*.txt)
 	@$(BIN)/python scripts/setup_tests.py
 	@touch $@
 

@@ -32,7 +32,8 @@ def server(request, shared_lab, tmp_path_factory):
         return
     if reason := triton.missing():
         pytest.skip(reason)
-    found = triton.Triton(tmp_path_factory.mktemp("triton"), TENSORS)
+    folder = tmp_path_factory.mktemp("triton")
+    found = triton.Triton(folder, triton.repository(folder / "models", TENSORS))
     yield Server("triton", found.http, found.grpc, found)
     found.stop()
 

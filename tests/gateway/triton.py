@@ -134,9 +134,9 @@ def backends(folder: Path, installed: Path) -> Path:
 class Triton:
     """A server that runs."""
 
-    def __init__(self, folder: Path, tensors: ModuleType) -> None:
+    def __init__(self, folder: Path, models: Path) -> None:
+        """Start one over a model repository."""
         (installed,) = FOLDER.glob("lib/python3.*/site-packages/pytriton/tritonserver")
-        models = repository(folder / "models", tensors)
         self.log = folder / "triton.log"
         ports = [_free_port(), _free_port()]
         self.http, self.grpc = (f"127.0.0.1:{port}" for port in ports)
