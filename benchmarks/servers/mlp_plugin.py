@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field as Limits
 
-from scenarium.core import Field, Metric, Request, Response, Schema, Signature, Source, TensorSpec, Traits, hookimpl
+from scenarium.core import Field, Metric, Request, Response, Schema, Signature, Source, TensorSpec, hookimpl
 
 WIDE = 128
 LABELS = [f"label{number}" for number in range(16)]
@@ -62,7 +62,7 @@ def model():
             super().__init__()
             self.layers = nn.Sequential(nn.Linear(WIDE, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, len(LABELS)))
 
-        def forward(self, X: torch.Tensor) -> torch.Tensor:  # noqa: N803 -- the signature's name
+        def forward(self, X: torch.Tensor) -> torch.Tensor:
             return self.layers(X)
 
     return Mlp()
