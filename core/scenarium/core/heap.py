@@ -11,11 +11,11 @@ LARGEST = 1 << 30
 
 
 def keep_freed() -> None:
-    """Let the next forward have the pages of the last one; does nothing where the C library is not glibc.
+    """Let the next forward, or step, have the pages of the last one; does nothing where the C library is not glibc.
 
     By default glibc gives every freed block of more than 32 MB back to the system, and each use of the next one is a page
-    fault: a ResNet-18 on batches of 16 pictures spends 15 % of its time so. The process stays as large as its largest batch
-    made it.
+    fault: a ResNet-18 on batches of 16 pictures spends 15 % of its time so, serving and training. The process stays as large
+    as its largest batch made it.
 
     Source: ``mallopt(3)``.
     """

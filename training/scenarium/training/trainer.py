@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from scenarium.core import heap
 from scenarium.core.config import ScenarioConfig
 from scenarium.core.engines.torch_engine import WEIGHTS
 from scenarium.core.errors import ScenariumError
@@ -96,6 +97,8 @@ class Trainer:
         if self.total >= self.epoch_steps:
             self.loader.cache()
         self.held_out.cache()
+        if self.on_cpu:
+            heap.keep_freed()  # what one step keeps for its gradients, the next one writes anew
         progress = self.job.progress
         progress.note(f"{self.group.device.type}, {self.precision.name}: {len(self.loader.items)} items, {self.total} steps of {self._rows(1)} items")
         progress.start("train", self.total)
