@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -46,6 +46,43 @@ class Bounds:
                 connection.look(now, now - began, self.config.body_timeout_s)
 
 
+class Joined:
+    """A transport that holds a write back until the next one, or until the turn of the loop ends: uvicorn writes head and body of an answer apart, and
+    each write costs a system call here and another wake-up of the client."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+        self.held = b""
+        self.turn: asyncio.Handle | None = None
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Write, now or soon."""
+        if self.turn is None:
+            self.held = data
+            self.turn = asyncio.get_running_loop().call_soon(self.flush)
+        else:
+            self.held += data
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        if self.turn is None:
+            return
+        self.turn.cancel()
+        self.turn = None
+        if not self.is_closing():
+            self.transport.write(self.held)
+
+    def close(self) -> None:
+        """Close after what was written."""
+        self.flush()
+        self.transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
+
+
 class Connection(HttpToolsProtocol):
     """One connection."""
 
@@ -64,7 +101,7 @@ class Connection(HttpToolsProtocol):
         """For how long the client has taken none of the bytes that wait for it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, Joined(transport)))
         self.bounds.open.add(self)
         if len(self.bounds.open) > self.bounds.config.max_connections:
             self.refuse("connections", ScenariumError("SCN-4111", limit=self.bounds.config.max_connections))
