@@ -39,6 +39,8 @@ class Inference:
         self.version = str(runtime.version)
         self.specs = runtime.signature
         self.inputs, self.outputs = declared(runtime.signature.inputs), declared(runtime.signature.outputs)
+        self.headers = codec.Headers()
+        self._flat = [spec.name for spec in runtime.signature.inputs if not spec.shape]
 
     def answers(self, items: Sequence[Item], times: Times, log: Log) -> list[bytes | Exception]:
         """The answer or the error of each item, in order. Items of the same shapes run together."""
@@ -62,11 +64,15 @@ class Inference:
     def _read(self, body: memoryview, length: int) -> Asked:
         # The name of the only input decides: the two forms have none in common, and a header may be long.
         head = bytes(body[: length or len(body)])
+        if length and (known := self.headers.read(head, body[length:])):
+            return known
         whole = not self.inputs or (f'"{REQUEST.name}"'.encode() in head and _first_input(head) == REQUEST.name)
         asked = codec.read(body, length, (REQUEST,) if whole else self.inputs, (RESPONSE,) if whole else self.outputs)
         limit = self.runtime.max_batch_size
         if asked.rows > limit:
             raise Malformed(f"has {asked.rows} rows where {limit} are the most", f"有 {asked.rows} 行，超过上限 {limit}")
+        if length:
+            self.headers.keep(head, asked)
         return asked
 
     def _forward(self, asked: Sequence[Asked], times: Times) -> list[Answered | Exception]:
@@ -74,7 +80,9 @@ class Inference:
         batches = []
         for each in asked:
             batch = {spec.name: np.asarray(each.inputs[spec.name]) for spec in self.specs.inputs}
-            batches.append({spec.name: batch[spec.name] if spec.shape else batch[spec.name].reshape(-1) for spec in self.specs.inputs})
+            for name in self._flat:
+                batch[name] = batch[name].reshape(-1)
+            batches.append(batch)
         found: list[Answered | Exception] = []
         for answer in self.runtime.infer(batches, times):
             if isinstance(answer, Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,6 +14,11 @@ from scenarium.core.tensors import BYTES, DATATYPES, Declared, Malformed, read_e
 
 _KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
 """Kind of the wanted type to the kinds that JSON numbers may have for it."""
+
+KEPT, SHORT = 256, 2048
+"""Headers that are remembered at most, and bytes of the longest."""
+_NAMES = {np.dtype(name): datatype for name, datatype in DATATYPES.items() if name != "bfloat16"}
+_SWAPPED = sys.byteorder == "big"
 
 Values: TypeAlias = "np.ndarray | list[bytes]"
 """The elements of one tensor: an array, or for ``BYTES`` what lies in it, row-major."""
@@ -34,6 +40,8 @@ class Asked(NamedTuple):
     inputs: dict[str, Values]
     rows: int
     outputs: list[Wanted]
+    places: tuple[tuple[Declared, tuple[int, ...], int], ...]
+    """Of the binary inputs, in order: what it is, its shape, its bytes."""
 
 
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -54,6 +62,7 @@ def read(body: memoryview, length: int, inputs: Sequence[Declared], outputs: Seq
         raise Malformed(f"has {len(listed)} inputs where the model takes {len(inputs)}", f"有 {len(listed)} 个输入，而模型只接受 {len(inputs)} 个")
     known = {spec.name: spec for spec in inputs}
     found: dict[str, Values] = {}
+    places: list[tuple[Declared, tuple[int, ...], int]] = []
     rows: int | None = None
     for tensor in listed:
         spec = _spec(tensor, known, found)
@@ -65,6 +74,7 @@ def read(body: memoryview, length: int, inputs: Sequence[Declared], outputs: Seq
             if type(size) is not int or size < 0:
                 raise Malformed(f"has a wrong binary_data_size of input {spec.name!r}", f"中输入 {spec.name!r} 的 binary_data_size 有误")
             found[spec.name] = _from_bytes(body[at : at + size], size, spec, shape)
+            places.append((spec, shape, size))
             at += size
         if rows not in (None, shape[0]):
             raise Malformed("has inputs with different numbers of rows", "中各输入的行数不同")
@@ -76,7 +86,39 @@ def read(body: memoryview, length: int, inputs: Sequence[Declared], outputs: Seq
     ident = header.get("id", "")
     if not isinstance(ident, str):
         raise Malformed("has an id that is no string", "的 id 不是字符串")
-    return Asked(ident, found, rows or 0, _wanted(header, outputs))
+    return Asked(ident, found, rows or 0, _wanted(header, outputs), tuple(places))
+
+
+class Headers:
+    """Headers that came before and named binary inputs alone. Programs send the same again and again, and to read one takes longer than all
+    else that is done for a small request."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[int, Asked]] = {}
+
+    def keep(self, head: bytes, asked: Asked) -> None:
+        """Remember what a header means, where it is short and each input is binary."""
+        if len(head) > SHORT or len(asked.places) != len(asked.inputs):
+            return
+        if len(self._known) >= KEPT:
+            self._known.clear()
+        self._known[head] = sum(size for _, _, size in asked.places), asked._replace(inputs={})
+
+    def read(self, head: bytes, body: memoryview) -> Asked | None:
+        """What a request asks whose header came before; ``body`` is what follows it. None: it did not, or another number of bytes follows.
+
+        Raises:
+            Malformed: the elements of a ``BYTES`` tensor do not fit.
+        """
+        size, asked = self._known.get(head, (-1, None))
+        if asked is None or size != len(body):
+            return None
+        inputs: dict[str, Values] = {}
+        at = 0
+        for spec, shape, length in asked.places:
+            inputs[spec.name] = _from_bytes(body[at : at + length], length, spec, shape)
+            at += length
+        return asked._replace(inputs=inputs)
 
 
 def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +169,7 @@ def _from_bytes(chunk: memoryview, size: int, spec: Declared, shape: tuple[int, 
             f"has {size} bytes of input {spec.name!r}, whose shape needs {count * dtype.itemsize}",
             f"中输入 {spec.name!r} 有 {size} 个字节，而其形状需要 {count * dtype.itemsize} 个",
         )
-    array: np.ndarray = np.frombuffer(chunk, np.uint8) != 0 if dtype == np.bool_ else np.frombuffer(chunk, dtype.newbyteorder("<"))
+    array: np.ndarray = np.frombuffer(chunk, np.uint8) != 0 if dtype.kind == "b" else np.frombuffer(chunk, dtype.newbyteorder("<") if _SWAPPED else dtype)
     return array.reshape(shape)
 
 
@@ -209,10 +251,10 @@ def write(about: Mapping[str, Any], wanted: Sequence[Wanted], values: Mapping[st
         elif isinstance(found, list):
             shape, datatype = [len(found)], BYTES
         else:
-            shape, datatype = list(found.shape), DATATYPES[found.dtype.name]
+            shape, datatype = list(found.shape), _NAMES[found.dtype]
         output: dict[str, Any] = {"name": want.name, "datatype": datatype, "shape": shape}
         if want.binary:
-            raw = write_elements(found) if isinstance(found, list) else found.astype(found.dtype.newbyteorder("<"), copy=False).tobytes()
+            raw = write_elements(found) if isinstance(found, list) else (found.byteswap() if _SWAPPED else found).tobytes()
             output["parameters"] = {"binary_data_size": len(raw)}
             parts.append(raw)
         else:
