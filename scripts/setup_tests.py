@@ -10,7 +10,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = {"chromium": "the browser test of the Swagger page", "wrk": "the load of the gateway benchmarks", "npm": "data sets that are npm packages"}
+PROGRAMS = {
+    "chromium": "the browser test of the Swagger page",
+    "wrk": "the load of the gateway benchmarks",
+    "npm": "data sets that are npm packages; it brings Node.js, which runs the JavaScript that `scenarium snippet` prints",
+}
 
 
 def main() -> None:

@@ -213,7 +213,7 @@ def test_a_job_that_fails_or_is_cancelled(client):
     assert failed.wait(20).error.code == "SCN-4001"
     with pytest.raises(ScenariumAPIError, match="SCN-4001"):
         failed.result()
-    cancelled = client.submit("unit", {"text": "x", "do": "sleep", "seconds": 5})
+    cancelled = client.submit("unit", {"text": "x", "do": "sleep", "seconds": 0.5})
     assert cancelled.cancel().state == "cancelled"
     with pytest.raises(ScenariumAPIError, match="SCN-4123"):
         cancelled.result()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -25,24 +25,16 @@ class Answer(dict[str, Any]):
     """Whether the gateway had kept it."""
 
 
-def answer(response: httpx.Response) -> Answer:
-    """The answer of a prediction."""
-    return part(response.json(), response)
-
-
-def part(value: Mapping[str, Any], response: httpx.Response) -> Answer:
-    """One of the answers that a response brings."""
-    found = Answer(value)
+def answer(content: bytes, response: httpx.Response, into: Any) -> Any:
+    """One of the answers that a response brings, as the caller wants it. A model reads JSON, where bytes are base64."""
+    if into is not None:
+        return into.model_validate_json(content)
+    found = Answer(json.loads(content))
     found.request_id = response.headers.get("x-request-id")
     version = response.headers.get("x-scenarium-version", "")
     found.version = int(version) if version.isdecimal() else None
     found.cached = response.headers.get("x-scenarium-cache") == "hit"
     return found
-
-
-def typed(value: Answer, into: Any) -> Any:
-    """The answer as the caller wants it."""
-    return value if into is None else into.model_validate(value)
 
 
 @dataclass(frozen=True)
@@ -69,11 +61,11 @@ class Item(Generic[M]):
 def items(response: httpx.Response, first: int, into: Any) -> Iterator[Item[Any]]:
     """The elements of a batch's answer, of which ``first`` is the number of the first."""
     for number, line in enumerate(response.content.split(b"\n")[:-1], first):
-        found = json.loads(line)
-        if is_problem(found):
-            yield Item(number, None, of_problem(found, response.headers.get("x-request-id")))
+        problem = json.loads(line) if b"urn:scenarium:error:" in line else None
+        if is_problem(problem):
+            yield Item(number, None, of_problem(problem, response.headers.get("x-request-id")))
         else:
-            yield Item(number, typed(part(found, response), into), None)
+            yield Item(number, answer(line, response, into), None)
 
 
 class Events:
@@ -120,7 +112,7 @@ class Parts:
             if name == "end":
                 self.ended = True
                 return
-            yield typed(part(json.loads(content), self.response), self.into)
+            yield answer(content, self.response, self.into)
 
     def close(self) -> None:
         """The bytes are over.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import httpx
 
@@ -63,7 +63,7 @@ def seconds(value: str | None) -> float | None:
     return found if 0 <= found < float("inf") else None
 
 
-def is_problem(value: Any) -> bool:
+def is_problem(value: Any) -> TypeGuard[dict[str, Any]]:
     """Whether an element of a batch's answers, or what an ``error`` event brings, is a problem rather than an answer."""
     return isinstance(value, dict) and str(value.get("type", "")).startswith("urn:scenarium:error:") and "code" in value
 

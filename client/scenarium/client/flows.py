@@ -161,7 +161,7 @@ class Flows:
 
     def _predict(self, name: str, value: Value, into: Any, options: Options) -> Flow[Any]:
         response = yield from self.call("POST", f"/scenarios/{quote(name, safe='')}/predict", payload(value), options, repeat=name)
-        return answers.typed(answers.answer(response), into)
+        return answers.answer(response.content, response, into)
 
     def _batch(self, name: str, lines: list[bytes], options: Options) -> Flow[httpx.Response]:
         body = Payload(b"\n".join(lines), "application/x-ndjson")
@@ -200,4 +200,4 @@ class Flows:
         if response.headers["content-type"].startswith("application/x-ndjson"):
             lines = answers.items(response, 0, into)
             return list(lines) if "x-scenarium-items" in response.headers else [line.value() for line in lines]
-        return answers.typed(answers.answer(response), into)
+        return answers.answer(response.content, response, into)

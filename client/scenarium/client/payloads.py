@@ -61,7 +61,7 @@ def fields_of(value: Value) -> Mapping[str, Any]:
     if isinstance(value, Mapping):
         return value
     if hasattr(value, "model_dump"):
-        found: Mapping[str, Any] = value.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        found: Mapping[str, Any] = value.model_dump(by_alias=True, exclude_unset=True)
         return found
     raise TypeError(f"a request is a mapping, a pydantic model, bytes, a Path, an open file or a PIL image, not {type(value).__name__}")
 

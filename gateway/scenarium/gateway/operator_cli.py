@@ -8,18 +8,27 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from scenarium.core.cli import base
 from scenarium.core.errors import ScenariumError, Words, language
 
+if TYPE_CHECKING:
+    from scenarium.core.config import GatewayConfig
+
 PERIOD_S = 1.0
 KEY_FROM = (" The key of an administrator is taken from SCENARIUM_KEY.", " 管理密钥取自环境变量 SCENARIUM_KEY。")
 url_option = base.option(
     "--url", envvar="SCENARIUM_URL", en="The gateway (default: [gateway] host and port).", zh="网关地址（默认取 [gateway] 的 host 和 port）。"
 )
+
+
+def address(config: GatewayConfig) -> str:
+    """Where this machine reaches a gateway with these settings."""
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "") else "::1" if config.host == "::" else config.host
+    return f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
 
 
 def ask(url: str | None, path: str, method: str = "GET") -> Any:
@@ -31,9 +40,7 @@ def ask(url: str | None, path: str, method: str = "GET") -> Any:
     if url is None:
         from scenarium.core.config import GatewayConfig
 
-        config = base.registry().settings.validate(GatewayConfig, ("gateway",), "gateway")
-        host = "127.0.0.1" if config.host in ("0.0.0.0", "") else "::1" if config.host == "::" else config.host
-        url = f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
+        url = address(base.registry().settings.validate(GatewayConfig, ("gateway",), "gateway"))
     headers = {"Content-Type": "application/json", "Accept-Language": language()}
     if key := os.environ.get("SCENARIUM_KEY"):
         headers["Authorization"] = f"Bearer {key}"

@@ -85,23 +85,8 @@ def _production(registry: Registry, name: str) -> int | None:
 @base.option("--card", is_flag=True, en="Print the model card.", zh="输出模型卡。")
 @base.json_option
 def show(name: str, card: bool, as_json: bool) -> None:
-    """Read from the stored version where there is one, so that nothing is imported."""
-    from scenarium.core.store import Store
-
-    registry = base.registry()
-    store = Store(registry.settings.store_url)
-    plugin = registry.plugin(name)
-    numbers, aliases = store.versions(name), store.aliases(name)["aliases"]
-    shown = aliases.get("production") or (numbers[-1] if numbers else None)
-    manifest = store.manifest(name, shown) if shown else None
-    found: dict[str, Any] = {
-        "name": name,
-        "plugin": plugin.name,
-        "distribution": f"{plugin.distribution} {plugin.version}",
-        "versions": numbers,
-        "aliases": aliases,
-    }
-    found |= _of_manifest(manifest) if manifest else _of_plugin(registry, name)
+    """Describe it."""
+    found = described(base.registry(), name)
     if card:
         cards = found["card"]
         click.echo(cards.get(language()) or cards.get("en") or base.say("This plugin has no model card.", "该插件没有模型卡。"))
@@ -109,6 +94,28 @@ def show(name: str, card: bool, as_json: bool) -> None:
         base.print_json(found)
     else:
         _print_scenario(found)
+
+
+def described(registry: Registry, name: str) -> dict[str, Any]:
+    """What is known of a scenario: from its production version, else its newest, so that nothing is imported; else from its plugin.
+
+    Raises:
+        ScenariumError: SCN-1001 (no such scenario), or what is wrong with the plugin or the version.
+    """
+    from scenarium.core.store import Store
+
+    store = Store(registry.settings.store_url)
+    plugin = registry.plugin(name)
+    numbers, aliases = store.versions(name), store.aliases(name)["aliases"]
+    shown = aliases.get("production") or (numbers[-1] if numbers else None)
+    found: dict[str, Any] = {
+        "name": name,
+        "plugin": plugin.name,
+        "distribution": f"{plugin.distribution} {plugin.version}",
+        "versions": numbers,
+        "aliases": aliases,
+    }
+    return found | (_of_manifest(store.manifest(name, shown)) if shown else _of_plugin(registry, name))
 
 
 def _of_manifest(manifest: Manifest) -> dict[str, Any]:

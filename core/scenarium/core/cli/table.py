@@ -30,6 +30,7 @@ COMMANDS: dict[str, Entry] = {
     "rollback": Entry("scenarium.core.cli.versions:rollback", "return to the production version before", "回退到上一个生产版本"),
     "rollout": Entry("scenarium.gateway.rollout_cli:rollout", "try a version beside production: canary, shadow", "让新版本与生产版本并行试用：canary、镜像"),
     "prune": Entry("scenarium.core.cli.versions:prune", "delete old versions that nothing refers to", "删除无引用的旧版本"),
+    "snippet": Entry("scenarium.gateway.snippet_cli:snippet", "client code to paste: curl, Python, JavaScript", "可粘贴的客户端代码：curl、Python、JavaScript"),
     "serve": Entry("scenarium.gateway.cli:serve", "start the gateway", "启动网关"),
     "keys": Entry("scenarium.gateway.access_cli:keys", "make, list and revoke API keys", "创建、列出和撤销 API 密钥"),
     "audit": Entry("scenarium.gateway.access_cli:audit", "check the audit log", "检查审计日志"),
