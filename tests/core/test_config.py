@@ -178,3 +178,13 @@ def test_a_users_table_keeps_the_plugins_other_defaults() -> None:
 
     config = Config.model_validate({"train": {"lr": 0.5}})
     assert (config.train.lr, config.train.epochs, config.train.batch_size) == (0.5, 8, 7)
+
+
+def test_an_audit_log_that_is_required_needs_a_file(clean: Path) -> None:
+    settings = read(clean / "s.toml", "[gateway]\nport = 1\naudit_required = true\n")
+    with pytest.raises(ScenariumError) as caught:
+        settings.validate(GatewayConfig, ("gateway",), "gateway")
+    assert (caught.value.code, caught.value.field, caught.value.file, caught.value.line) == ("SCN-1004", "audit_required", str(clean / "s.toml"), 3)
+    assert "set gateway.audit" in caught.value.title()
+    assert "请设置 gateway.audit" in caught.value.title("zh")
+    assert read(sets=["gateway.audit=a.jsonl", "gateway.audit_required=true"]).validate(GatewayConfig, ("gateway",), "gateway").audit_required

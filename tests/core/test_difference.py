@@ -42,16 +42,16 @@ def test_what_is_equal(a: Any, b: Any, tolerance: float) -> None:
 @pytest.mark.parametrize(
     ("a", "b", "where"),
     [
-        (Answer(label="fraud", probability=0.5), Answer(label="fraud", probability=0.7), "probability: 0.5 and 0.7"),
-        ({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}}, "a.b[1]: 2 and 3"),
-        ({"a": 1}, {"b": 1}, "keys: ['a'] and ['b']"),
-        ([1, 2], [1], ": 2 and 1 parts"),
-        (np.zeros((2, 2)), np.array([[0.0, 0.0], [0.5, 0.0]]), "[1, 0]: 0.0 and 0.5"),
-        (np.zeros(2), np.zeros(3), ": float64[2] and float64[3]"),
-        (np.array(["a"]), np.array(["b"]), ": arrays differ"),
-        (Point(1.0), Point(2.0), "x: 1.0 and 2.0"),
-        (True, 1, "value: True and 1"),
-        ("a", None, "value: 'a' and None"),
+        (Answer(label="fraud", probability=0.5), Answer(label="fraud", probability=0.7), "probability: 0.5 ≠ 0.7"),
+        ({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}}, "a.b[1]: 2 ≠ 3"),
+        ({"a": 1}, {"b": 1}, "keys: ['a'] ≠ ['b']"),
+        ([1, 2], [1], "len(value): 2 ≠ 1"),
+        (np.zeros((2, 2)), np.array([[0.0, 0.0], [0.5, 0.0]]), "[1, 0]: 0.0 ≠ 0.5"),
+        (np.zeros(2), np.zeros(3), ": float64[2] ≠ float64[3]"),
+        (np.array(["a"]), np.array(["b"]), "[0]: a ≠ b"),
+        (Point(1.0), Point(2.0), "x: 1.0 ≠ 2.0"),
+        (True, 1, "value: True ≠ 1"),
+        ("a", None, "value: 'a' ≠ None"),
     ],
 )
 def test_the_first_place_that_differs_is_named(a: Any, b: Any, where: str) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from scenarium.core.errors import BadValue
 from scenarium.core.settings import DESCRIBED
 from scenarium.core.settings import Origin as Origin
 from scenarium.core.settings import Settings as Settings
@@ -201,6 +202,13 @@ class GatewayConfig(Section):
     """Jobs that may wait or run; one more is refused with 503 and Retry-After."""
     max_job_bytes: int = Field(32 * 1024 * 1024, gt=0)
     """Largest body of a batch job, and largest result of any job."""
+
+    @field_validator("audit_required")
+    @classmethod
+    def _has_a_file(cls, value: bool, known: ValidationInfo) -> bool:
+        if value and known.data.get("audit", "") is None:
+            raise BadValue("needs the file of an audit log: set gateway.audit", "需要审计日志的文件：请设置 gateway.audit")
+        return value
 
 
 class CoreConfig(Section):

@@ -12,38 +12,36 @@ from pydantic import BaseModel
 
 
 def difference(a: Any, b: Any, tolerance: float = 0.0, where: str = "") -> str | None:
-    """The first place in which ``a`` and ``b`` differ (``probability: 0.5 and 0.7``), or None.
+    """The first place in which ``a`` and ``b`` differ (``probability: 0.5 ≠ 0.7``), or None. It reads the same in every language.
 
     ``tolerance`` is relative to the larger magnitude, and absolute below 1.
     """
     a, b = _plain(a), _plain(b)
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         if list(map(str, a)) != list(map(str, b)) and set(a) != set(b):
-            return f"{where or 'keys'}: {sorted(map(str, a))} and {sorted(map(str, b))}"
+            return f"{where or 'keys'}: {sorted(map(str, a))} ≠ {sorted(map(str, b))}"
         return next((found for key in a if (found := difference(a[key], b[key], tolerance, f"{where}.{key}".lstrip(".")))), None)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         if len(a) != len(b):
-            return f"{where}: {len(a)} and {len(b)} parts"
+            return f"len({where or 'value'}): {len(a)} ≠ {len(b)}"
         pairs = enumerate(zip(a, b, strict=True))
         return next((found for index, (x, y) in pairs if (found := difference(x, y, tolerance, f"{where}[{index}]"))), None)
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return _arrays(a, b, tolerance, where)
     if _number(a) and _number(b):
         near = math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance) or (a != a and b != b)
-        return None if near else f"{where or 'value'}: {a!r} and {b!r}"
-    return None if type(a) is type(b) and a == b else f"{where or 'value'}: {a!r:.80} and {b!r:.80}"
+        return None if near else f"{where or 'value'}: {a!r} ≠ {b!r}"
+    return None if type(a) is type(b) and a == b else f"{where or 'value'}: {a!r:.80} ≠ {b!r:.80}"
 
 
 def _arrays(a: np.ndarray, b: np.ndarray, tolerance: float, where: str) -> str | None:
     if a.shape != b.shape or a.dtype.kind != b.dtype.kind:
-        return f"{where}: {a.dtype}{list(a.shape)} and {b.dtype}{list(b.shape)}"
-    if a.dtype.kind not in "fc":
-        return None if np.array_equal(a, b) else f"{where}: arrays differ"
-    apart = ~np.isclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+        return f"{where}: {a.dtype}{list(a.shape)} ≠ {b.dtype}{list(b.shape)}"
+    apart = ~np.isclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True) if a.dtype.kind in "fc" else a != b
     if not apart.any():
         return None
     spot = tuple(int(i) for i in np.argwhere(apart)[0])
-    return f"{where}{list(spot)}: {a[spot]!s} and {b[spot]!s}"
+    return f"{where}{list(spot)}: {a[spot]!s} ≠ {b[spot]!s}"
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 ``traceparent`` and the sampled flag are those of W3C Trace Context; ``OTEL_…`` variables mean what OpenTelemetry says they mean: where spans
 go (OTLP over HTTP), what is sampled, how the service is called.
+
+A trace context is one text on its way through a gateway: the ``traceparent``, which is of one length, and behind it the ``tracestate``, if any.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 MODULES = ("opentelemetry.sdk.trace.export", "opentelemetry.exporter.otlp.proto.http.trace_exporter")
 """What a zygote imports for its workers."""
+PARENT = 55
+"""Characters of a ``traceparent``."""
 FLUSH_S = 2.0
 """How long the last spans may take to leave at the end of a process."""
 
@@ -63,22 +67,22 @@ def close(provider: TracerProvider) -> None:
 
 
 def sampled(trace: str) -> bool:
-    """Whether a ``traceparent`` says that its trace is recorded."""
-    return trace[-1:] in ("1", "3", "5", "7", "9", "b", "d", "f")
+    """Whether a trace context says that its trace is recorded."""
+    return trace[PARENT - 1 : PARENT] in ("1", "3", "5", "7", "9", "b", "d", "f")
 
 
 def trace_id(trace: str) -> str | None:
-    """The id of the trace that a ``traceparent`` names: 32 hexadecimal digits."""
+    """The id of the trace that a trace context names: 32 hexadecimal digits."""
     return trace[3:35] or None
 
 
-def context_of(trace: str, state: str = "", remote: bool = True) -> Context:
-    """The context whose current span a ``traceparent`` (and ``tracestate``) names; one without a span where it names none."""
+def context_of(trace: str, remote: bool = True) -> Context:
+    """The context whose current span a trace context names; one without a span where it names none."""
     from opentelemetry.context import Context
     from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState, set_span_in_context
 
     if not trace or trace[:2] == "ff":  # no version (Trace Context, 3.2.2.1)
         return Context()
-    states = TraceState.from_header([state]) if state else None
-    found = SpanContext(int(trace[3:35], 16), int(trace[36:52], 16), remote, TraceFlags(int(trace[53:55], 16)), states)
+    states = TraceState.from_header([trace[PARENT:]]) if trace[PARENT:] else None
+    found = SpanContext(int(trace[3:35], 16), int(trace[36:52], 16), remote, TraceFlags(int(trace[53:PARENT], 16)), states)
     return set_span_in_context(NonRecordingSpan(found), Context()) if found.is_valid else Context()

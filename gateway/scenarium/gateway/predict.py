@@ -33,6 +33,8 @@ _BOOT = os.urandom(5).hex()
 _SANE_ID = re.compile(rb"[\w.:/+=@-]{1,128}")
 TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _PRIORITY = {priority.encode(): priority for priority in PRIORITIES}
+LONGEST_STATE = 512
+"""Most characters of a ``tracestate`` that go on (Trace Context, 3.3.1.5)."""
 LONGEST_TYPE = 1024
 """Most bytes of a content type that are looked at."""
 LONGEST_KEY = 256
@@ -81,7 +83,7 @@ class Call:
         self.credential = b""
         """The text of an API key."""
         self.caller = ANONYMOUS
-        self.host = ""
+        self.host = state = ""
         for name, value in headers:
             if name == b"content-type":
                 self.content_type = value[:LONGEST_TYPE].decode("latin-1")
@@ -98,6 +100,8 @@ class Call:
                 self.rid_header = value if _SANE_ID.fullmatch(value) else b""
             elif name == b"traceparent":
                 self.trace = value.decode("latin-1") if TRACE.fullmatch(value) else ""
+            elif name == b"tracestate":
+                state = f"{state},{value.decode('latin-1')}" if state else value.decode("latin-1")
             elif name == b"x-scenarium-key":
                 self.key = value.decode("utf8", "replace")
             elif name == b"x-scenarium-deadline-ms":
@@ -108,6 +112,8 @@ class Call:
                 self.encoding = value
             elif name == b"x-api-key":
                 self.credential = self.credential or value
+        if state and self.trace:
+            self.trace += state if len(state) <= LONGEST_STATE else state[: LONGEST_STATE + 1].rpartition(",")[0]
         if not self.rid_header:
             self.rid_header = f"{_BOOT}-{self.rid:x}".encode()
 

@@ -91,7 +91,7 @@ class Tracing:
                 trace = value.decode("latin-1") if TRACE.fullmatch(value) else ""
                 continue
             if name == b"tracestate":
-                state = value.decode("latin-1")
+                state = f"{state},{value.decode('latin-1')}" if state else value.decode("latin-1")
             elif name == b"user-agent":
                 agent = value.decode("latin-1")
             headers.append(pair)
@@ -100,7 +100,7 @@ class Tracing:
         if route:
             name = f"{method} {route}"
             attributes |= {"http.route": route} | ({"scenarium.scenario": scenario} if scenario else {})
-        span = self.tracer.start_span(name, spans.context_of(trace, state), self.server, attributes)
+        span = self.tracer.start_span(name, spans.context_of(trace and trace + state), self.server, attributes)
         found = span.get_span_context()
         headers.append((b"traceparent", b"00-%032x-%016x-%02x" % (found.trace_id, found.span_id, found.trace_flags)))
         scope["headers"] = headers

@@ -14,7 +14,7 @@ ping       5   ``token: u64``
 ========= ==== ====================================================================================================
 
 An item is ``rid: u64, body: u32, remaining_ms: u32, mode: u8 (0 predict, 1 stream, 2 infer), language: u8 (0 en, 1 zh),
-content_type: u16, trace: u16, key: u16`` (lengths in bytes), then content type, ``traceparent``, routing key and body.
+content_type: u16, trace: u16, key: u16`` (lengths in bytes), then content type, trace context, routing key and body.
 The body of an ``infer`` item is that of a v2 request: JSON header and tensors (``scenarium.core.tensors``); its content type is the header's
 length (0: the whole body), a space and the model's name. The answer starts with ``scenarium.core.tensors.HEAD``.
 

@@ -37,7 +37,7 @@ class Spans:
         self.attributes = {"scenarium.scenario": scenario}
 
     def begin(self, name: str, traces: Sequence[str], size: int) -> Open | None:
-        """Start the spans of a batch of ``size`` items with these ``traceparent``; None where none is sampled."""
+        """Start the spans of a batch of ``size`` items with these trace contexts; None where none is sampled."""
         found = [trace for trace in traces if spans.sampled(trace)]
         return Open(self, name, found, size) if found else None
 

@@ -23,6 +23,7 @@ from pydantic_core import to_json
 from scenarium.core import devices
 from scenarium.core.errors import ScenariumError
 from scenarium.core.runtime import Runtime, Times
+from scenarium.core.spans import PARENT
 from scenarium.core.traces import print_fault
 from scenarium.core.workers import frames, group
 from scenarium.core.workers.alarm import make_alarm
@@ -302,7 +303,7 @@ class Worker:
     def _log(self, entry: Open, request: BaseModel, outcome: dict[str, Any]) -> None:
         name = self.runtime.scenario.name
         record = self.runtime.scenario.hook.log_entry(scenario=name, entry={"request": request.model_dump(mode="json"), **outcome})
-        self.send(frames.rid_frame(frames.LOG, entry.item.rid, to_json({**record, "traceparent": entry.item.trace})))
+        self.send(frames.rid_frame(frames.LOG, entry.item.rid, to_json({**record, "traceparent": entry.item.trace[:PARENT]})))
 
 
 def end() -> None:
