@@ -6,58 +6,19 @@ import json
 import math
 import signal
 import statistics
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
 
 from scenarium.core import rollouts
 from scenarium.core.rollouts import Limits, in_canary, standing
 from scenarium.core.types import Disagreement
+from tests.gateway.steady_load import Load
 
 LABEL = Disagreement("label", "/answer")
 FEW = Limits(min_requests=20)
 NEVER = Limits(min_requests=10**9)
-
-
-class Load:
-    """Clients that ask without a pause, each over a connection of its own."""
-
-    def __init__(self, gateway, clients=4, **fields):
-        self.gateway, self.fields = gateway, fields
-        self.answers: list[httpx.Response] = []
-        self.faults: list[Exception] = []
-        self.stopped = threading.Event()
-        self.threads = [threading.Thread(target=self._run) for _ in range(clients)]
-
-    def _run(self):
-        with httpx.Client(base_url=self.gateway.url, timeout=30) as client:
-            while not self.stopped.is_set():
-                try:
-                    self.answers.append(client.post("/scenarios/unit/predict", json={"text": "x", **self.fields}))
-                except httpx.HTTPError as fault:
-                    self.faults.append(fault)
-                    return
-
-    def __enter__(self):
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc):
-        self.stopped.set()
-        for thread in self.threads:
-            thread.join()
-
-    def checked(self, *versions):
-        """No request was lost, and each answer is that of the version its header names, among ``versions``."""
-        assert not self.faults
-        assert {answer.status_code for answer in self.answers} == {200}
-        words = {"1": "one", "2": "two"}
-        assert all(words[answer.headers["X-Scenarium-Version"]] == answer.json()["answer"] for answer in self.answers)
-        assert {int(answer.headers["X-Scenarium-Version"]) for answer in self.answers} == set(versions)
 
 
 @pytest.fixture

@@ -3,52 +3,30 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
-import httpx
 import pytest
 
 from scenarium.core import rollouts
 from scenarium.core.rollouts import Limits, in_canary, standing
+from tests.gateway.steady_load import Load
 
 NEVER = Limits(min_requests=10**9)
 KEYS = [f"session-{n}" for n in range(60)]
 
 
-class Load:
+@contextmanager
+def loaded(gateways):
     """One client of each gateway, that asks without a pause."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(Load(gateway, clients=1, do="sleep", seconds=0.002)) for gateway in gateways]
 
-    def __init__(self, gateways):
-        self.answers = {gateway.url: [] for gateway in gateways}
-        self.faults = []
-        self.stopped = threading.Event()
-        self.threads = [threading.Thread(target=self._run, args=(gateway.url,)) for gateway in gateways]
 
-    def _run(self, url):
-        with httpx.Client(base_url=url, timeout=30) as client:
-            while not self.stopped.is_set():
-                try:
-                    answer = client.post("/scenarios/unit/predict", json={"text": "x", "do": "sleep", "seconds": 0.002})
-                except httpx.HTTPError as fault:
-                    self.faults.append(fault)
-                    return
-                self.answers[url].append((answer.status_code, answer.headers.get("X-Scenarium-Version"), answer.json().get("answer")))
-
-    def __enter__(self):
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc):
-        self.stopped.set()
-        for thread in self.threads:
-            thread.join()
-
-    def last(self):
-        """What each gateway answered last."""
-        return [answers[-1][1] for answers in self.answers.values() if answers]
+def last(loads):
+    """The version that each gateway answered last."""
+    return [load.last() for load in loads]
 
 
 @pytest.fixture
@@ -67,17 +45,16 @@ def three(lab):
 
 
 def test_a_promote_is_seen_by_all_within_five_seconds_and_no_request_fails(three):
-    with Load(three.gateways) as load:
-        three.until(lambda: load.last() == ["1", "1", "1"])
+    with loaded(three.gateways) as loads:
+        three.until(lambda: last(loads) == ["1", "1", "1"])
         for number in (three.second, 1):
             began = time.monotonic()
             three.store.set_alias("unit", "production", number, "test")
-            three.until(lambda number=number: load.last() == [str(number)] * 3, 5)
+            three.until(lambda number=number: last(loads) == [str(number)] * 3, 5)
             assert time.monotonic() - began < 5
         time.sleep(0.3)
-    assert not load.faults
-    answers = [answer for each in load.answers.values() for answer in each]
-    assert set(answers) == {(200, "1", "one"), (200, "2", "two")}
+    for load in loads:
+        load.checked(1, 2)
 
 
 def test_the_same_keys_go_to_the_same_version_and_the_same_worker_on_each(three):
@@ -105,20 +82,20 @@ def test_the_same_keys_go_to_the_same_version_and_the_same_worker_on_each(three)
 
 
 def test_a_rollback_by_one_gateway_is_followed_by_all_and_one_that_was_killed_is_not_missed(three):
-    with Load(three.gateways[:2]) as load:
+    with loaded(three.gateways[:2]) as loads:
         rollouts.start(three.store, "unit", three.second, 0.5, False, NEVER)
         for gateway in three.gateways:
             gateway.wait_event("rollout_started")
-        three.until(lambda: "2" in load.last())
+        three.until(lambda: "2" in last(loads))
         three.gateways[2].stop(signal.SIGKILL)
         rollout = standing(three.store, "unit").rollout
         rollouts.end(three.store, "unit", rollout.id, "rolled_back", "latency", rollouts.Words("slow", "慢"))
         for gateway in three.gateways[:2]:
             assert gateway.wait_event("rollout_ended", cause="latency")["reason"] == "slow"
-        before = {url: len(answers) for url, answers in load.answers.items()}
+        before = [len(load.answers) for load in loads]
         time.sleep(0.5)
-    assert not load.faults
-    assert {answer for answers in load.answers.values() for answer in answers} == {(200, "1", "one"), (200, "2", "two")}
-    late = [answer for url, answers in load.answers.items() for answer in answers[before[url] + 2 :]]
+    for load in loads:
+        load.checked(1, 2)
+    late = [answer.json()["answer"] for load, count in zip(loads, before, strict=True) for answer in load.answers[count + 2 :]]
     assert len(late) > 20
-    assert set(late) == {(200, "1", "one")}
+    assert set(late) == {"one"}
