@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import platform
 import queue
+import sys
 import uuid
 from functools import partial
 
@@ -18,7 +20,7 @@ import tritonclient.utils.shared_memory as shm
 from google.protobuf.json_format import MessageToDict
 from tritonclient.utils import InferenceServerException
 
-from tests.gateway import triton
+from tests.gateway import perf_analyzer, triton
 from tests.gateway.conftest import until
 from tests.gateway.v2_servers import TENSORS, Server, arrays, expected, inputs_of, request_of, same, start_gateway
 
@@ -360,3 +362,37 @@ def test_the_repository(client, module):
     assert states()["tensors"] == "READY"
     same(client.infer("tensors", inputs_of(module, arrays())), expected(arrays()))
     refused(client.load_model, "nothing")
+
+
+# ── perf_analyzer ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+for_linux = pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="NVIDIA's perf_analyzer is for Linux on x86-64")
+
+
+@for_linux
+@pytest.mark.parametrize("more", [(), ("--shared-memory", "system", "--output-shared-memory-size", "1024"), ("--async",)], ids=["plain", "shared", "async"])
+def test_perf_analyzer(server, protocol, more):
+    before = count_of(server)
+    found = perf_analyzer.run(getattr(server, protocol), protocol, "tensors", "--shape", "IDS:3", "--input-data", "zero", *more, clients=2, window_ms=200)
+    assert found.per_second > 1
+    assert count_of(server) > before
+
+
+@for_linux
+def test_perf_analyzer_with_requests_of_bytes(server, protocol, tmp_path):
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps({"data": [{"REQUEST": {"content": ['{"text": "x"}'], "shape": [1]}}]}))
+    more = ("--shape", "REQUEST:1", "--input-data", str(data))
+    assert perf_analyzer.run(getattr(server, protocol), protocol, "unit.predict", *more, window_ms=200).per_second > 1
+
+
+@for_linux
+def test_perf_analyzer_tells_what_is_refused(server, protocol):
+    with pytest.raises(AssertionError, match="unknown model"):
+        perf_analyzer.run(getattr(server, protocol), protocol, "nothing")
+
+
+def count_of(server) -> int:
+    with tritonclient.http.InferenceServerClient(server.http) as client:
+        (figures,) = client.get_inference_statistics("tensors")["model_stats"]
+    return figures["inference_stats"]["success"]["count"]

@@ -173,7 +173,7 @@ class Regions:
                 rest.append(data)
                 continue
             part.write(data)
-            output["parameters"] = dict(zip(_MEMBERS, (part.region.name, part.offset, len(data)), strict=True))
+            del output["parameters"]  # as with Triton, whose C++ client takes any for those of bytes that follow
         head = to_json(header)
         return b"".join((head, *rest)), len(head) if rest else 0
 
