@@ -93,6 +93,42 @@ def test_a_slow_body_ends_with_408_in_the_clients_language(gateway):
     assert 'scenarium_requests_open{scenario="unit"} 0.0' in gateway.client.get("/metrics").text
 
 
+def rest(connection: socket.socket) -> bytes:
+    """All that comes until the other side closes; a reset is an error."""
+    answer = b""
+    while piece := connection.recv(65_536):
+        answer += piece
+    return answer
+
+
+def test_who_still_sends_gets_the_answer_and_no_reset(gateway):
+    with connect(gateway) as large:
+        large.sendall(head("Content-Length: 16000000"))
+        assert large.recv(1, socket.MSG_PEEK)  # refused by its length; the client sends on
+        large.sendall(b"x" * 16_000_000)
+        answer = rest(large)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "SCN-4012"
+    with connect(gateway) as slow:
+        slow.sendall(head("Content-Length: 1000000") + b"x")
+        assert slow.recv(1, socket.MSG_PEEK)
+        slow.sendall(b"x" * 900_000)
+        assert rest(slow).startswith(b"HTTP/1.1 408 ")
+
+
+def test_who_sends_without_end_is_not_heard_for_long(gateway):
+    for pause, most in ((0.0, 120_000_000), (0.05, 100_000)):
+        with connect(gateway) as endless:
+            endless.sendall(head("Content-Length: 1000000000"))
+            began, sent = time.monotonic(), 0
+            with contextlib.suppress(OSError):
+                while sent < most:
+                    sent += endless.send(b"x" * (100_000 if not pause else 100))
+                    time.sleep(pause)
+            assert sent < most
+            assert time.monotonic() - began < 8
+
+
 def test_a_large_body_may_take_longer(gateway):
     body = b'{"text": "' + b"x" * 200_000 + b'"}'
     with connect(gateway) as connection:

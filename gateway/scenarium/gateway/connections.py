@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -15,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from scenarium.core.errors import ScenariumError
 from scenarium.gateway import problems
 from scenarium.gateway.predict import PROBLEM, RETRY_AFTER, Call
+from scenarium.gateway.sockets import PATH, Socket
 
 if TYPE_CHECKING:
     from scenarium.core.config import GatewayConfig
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 SLOWEST = 16 * 1024
 """Bytes of a body that give its client another second."""
 TICK_S = 1.0
+LINGER_S, LINGER_BYTES = 2.0, 32 * 1024 * 1024
+"""For how long, and for how much, a client is heard that still sends when its answer is complete."""
 
 
 class Bounds:
@@ -30,11 +34,15 @@ class Bounds:
     def __init__(self, config: GatewayConfig, rejected: dict[str, int]) -> None:
         self.config = config
         self.rejected = rejected
-        self.open: set[Connection] = set()
+        self.open: set[Connection | Socket] = set()
 
     def connection(self, **options: Any) -> Connection:
         """A new connection, as uvicorn asks for one."""
         return Connection(self, **options)
+
+    def socket(self, **options: Any) -> Socket:
+        """What a connection becomes that asks for a WebSocket, as uvicorn asks for one."""
+        return Socket(self, **options)
 
     async def watch(self) -> None:
         """End the connections of slow clients, for ever."""
@@ -50,8 +58,10 @@ class Joined:
     """A transport that holds a write back until the next one, or until the turn of the loop ends: uvicorn writes head and body of an answer apart, and
     each write costs a system call here and another wake-up of the client."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, lingers: Callable[[], bool]) -> None:
         self.transport = transport
+        self.lingers = lingers
+        """Asked when the connection is to be closed; whether it will be closed later."""
         self.held = b""
         self.turn: asyncio.Handle | None = None
         self.is_closing = transport.is_closing
@@ -77,7 +87,8 @@ class Joined:
     def close(self) -> None:
         """Close after what was written."""
         self.flush()
-        self.transport.close()
+        if not self.lingers():
+            self.transport.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.transport, name)
@@ -96,21 +107,29 @@ class Connection(HttpToolsProtocol):
         """When the client began to send these headers, or this body; later by the time in which the gateway itself did not read."""
         self.size = 0
         """Bytes of these headers, or of this body."""
+        self.unheard: int | None = None
+        """Bytes that are still thrown away before the connection is torn; None: it does not linger."""
         self.unsent = 0
         self.stuck = 0.0
         """For how long the client has taken none of the bytes that wait for it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
-        super().connection_made(cast(asyncio.Transport, Joined(transport)))
+        super().connection_made(cast(asyncio.Transport, Joined(transport, self._lingers)))
         self.bounds.open.add(self)
         if len(self.bounds.open) > self.bounds.config.max_connections:
             self.refuse("connections", ScenariumError("SCN-4111", limit=self.bounds.config.max_connections))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.bounds.open.discard(self)
+        self.receiving = False
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self.unheard is not None:
+            self.unheard -= len(data)
+            if self.unheard < 0:
+                self.transport.abort()
+            return
         if self.transport.is_closing():
             return
         if self.in_head:
@@ -147,6 +166,14 @@ class Connection(HttpToolsProtocol):
         if not self.transport.is_closing():
             super().on_message_complete()
 
+    def _should_upgrade(self) -> bool:
+        path = self.url.partition(b"?")[0]
+        return bool(path.endswith(PATH) and self.scope["method"] == "GET" and super()._should_upgrade())
+
+    def handle_websocket_upgrade(self) -> None:
+        self.bounds.open.discard(self)
+        super().handle_websocket_upgrade()
+
     def send_400_response(self, msg: str) -> None:
         self.refuse("malformed", ScenariumError("SCN-4112"))
 
@@ -172,7 +199,6 @@ class Connection(HttpToolsProtocol):
     def refuse(self, reason: str, error: ScenariumError) -> None:
         """Answer with problem details where no answer has begun, and close."""
         self.bounds.rejected[reason] += 1
-        self.receiving = False
         before = self.cycle is not None and not self.cycle.response_complete
         # The answer of a request before this one, or one that has begun, must not be mixed with this one.
         if not before or (self.cycle.more_body and not self.cycle.response_started):
@@ -183,3 +209,15 @@ class Connection(HttpToolsProtocol):
                 headers.append(RETRY_AFTER)
             self.transport.write(STATUS_LINE[error.status] + b"".join(b"%s: %s\r\n" % header for header in headers) + b"\r\n" + body)
         self.transport.close()
+        self.receiving = False
+
+    def _lingers(self) -> bool:
+        """Whether the client is in the middle of a body. Then nothing more is written, and what comes is thrown away for a while: closing with unread
+        bytes would reset the connection, and many a client would never see its answer (RFC 9112, 9.6)."""
+        if self.unheard is None and self.receiving and not self.in_head and not self.transport.is_closing():
+            self.unheard = LINGER_BYTES
+            self.transport.write_eof()
+            self.flow.resume_reading()
+            self.transport.is_closing = lambda: True  # type: ignore[method-assign]  # for everyone who would answer or listen
+            self.loop.call_later(LINGER_S, self.transport.abort)
+        return self.unheard is not None
