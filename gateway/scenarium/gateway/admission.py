@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from scenarium.core.settings import Settings
     from scenarium.gateway.predict import Call
 
-REASONS = ("no_key", "bad_key", "scope", "admin", "rate", "quota", "slow", "headers", "malformed", "connections")
+REASONS = ("no_key", "bad_key", "scope", "admin", "rate", "quota", "slow", "headers", "malformed", "connections", "origin")
 """Why a request is rejected before a scenario sees it: the labels of ``scenarium_rejected_total``."""
 CHALLENGE = (b"www-authenticate", b"Bearer")
 OPEN = ("/healthz", "/readyz")
@@ -169,6 +169,16 @@ class Admission:
         if origin and origin.rpartition(b"//")[2] != call.host.encode("latin-1"):
             raise self._reject("admin", "SCN-4108", value=origin.decode("latin-1"))
         return self._administrator(call)
+
+    def check_origin(self, caller: Caller, origin: bytes, host: str) -> None:
+        """See that a web page that opens a WebSocket was served by this gateway's host, or has a key: a browser lets every page do so, and shows it
+        what comes.
+
+        Raises:
+            Rejected: SCN-4115.
+        """
+        if origin and caller.key is None and origin.rpartition(b"//")[2] != host.encode("latin-1"):
+            raise self._reject("origin", "SCN-4115", value=origin.decode("latin-1"))
 
     def _administrator(self, call: Call) -> Caller:
         if self.keyring.asked or not self.local:

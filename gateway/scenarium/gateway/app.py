@@ -27,6 +27,7 @@ from scenarium.gateway.job_routes import Submit
 from scenarium.gateway.jobs import Jobs
 from scenarium.gateway.kserve import rpc
 from scenarium.gateway.kserve.http import V2
+from scenarium.gateway.live import Live
 from scenarium.gateway.memory import Memory, budget_of, keeps
 from scenarium.gateway.openai.http import ASKED, V1
 from scenarium.gateway.predict import Predict
@@ -275,6 +276,11 @@ class App(Starlette):
     """Everything below ``/v1``."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            name, route = self.hot_route(scope["path"])
+            scope["path_params"] = {"name": name} if route.endswith("/live") else None
+            await self.hot["live"](scope, receive, send)
+            return
         if scope["type"] == "http" and (scope["path"].startswith("/v2/") or scope["path"] == "/v2"):
             await self.v2(scope, receive, send)
             return
@@ -306,6 +312,7 @@ def create_app(registry: Registry, store: Store, config: GatewayConfig | None = 
         await gateway.stop()
 
     hot: dict[str, ASGIApp] = {"predict": Predict(gateway), "predict/batch": Bulk(gateway), "stream": Stream(gateway), "jobs": Submit(gateway)}
+    hot["live"] = Live(gateway)
     guarded = cold.Guard(cold.create_app(gateway), gateway)
     app = App(routes=[Mount("/", guarded)], lifespan=lifespan, exception_handlers={Exception: cold.crashed})
     app.hot = hot

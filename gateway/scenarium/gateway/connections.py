@@ -167,12 +167,15 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
 
     def _should_upgrade(self) -> bool:
-        path = self.url.partition(b"?")[0]
-        return bool(path.endswith(PATH) and self.scope["method"] == "GET" and super()._should_upgrade())
+        free = self.cycle is None or self.cycle.response_complete  # an answer that is on its way goes first
+        wanted = self.scope["method"] == "GET" and self.url.partition(b"?")[0].endswith(PATH)
+        return free and wanted and super()._should_upgrade()
 
     def handle_websocket_upgrade(self) -> None:
         self.bounds.open.discard(self)
         super().handle_websocket_upgrade()
+        if cast(Socket, self.transport.get_protocol()).unreadable:
+            self.refuse("malformed", ScenariumError("SCN-4112"))
 
     def send_400_response(self, msg: str) -> None:
         self.refuse("malformed", ScenariumError("SCN-4112"))

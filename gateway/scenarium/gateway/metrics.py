@@ -22,6 +22,7 @@ LATENCY_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.
 BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 OUTCOMES = ("ok", "client_error", "server_error", "busy", "deadline", "cancelled")
 ENDED: tuple[JobState, ...] = ("done", "failed", "cancelled")
+FRAMES = ("answered", "failed", "dropped")
 STEPS = ("queue", "preprocess", "forward", "postprocess")
 
 
@@ -49,6 +50,14 @@ class Histogram:
         return found
 
 
+class LiveFigures:
+    """The figures of a scenario's live connections."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.frames = dict.fromkeys(FRAMES, 0)
+
+
 class Stats:
     """The figures of one scenario."""
 
@@ -58,6 +67,7 @@ class Stats:
         self.steps = {step: Histogram(LATENCY_S) for step in STEPS}
         self.batches = Histogram(tuple(map(float, BATCH)))
         self.restarts = 0
+        self.live = LiveFigures()
         self._queue, self._preprocess, self._forward, self._postprocess = (self.steps[step].observe for step in STEPS)
         self.batch: Callable[[float], None] = self.batches.observe
 
@@ -128,10 +138,20 @@ class GatewayCollector(Collector):
                 lost.add_metric((), self.gateway.audit.lost)
         families: Iterable[Metric] = (rejected, keys, written, lost, requests, restarts, latency, steps, batches, depth, running, workers, version, state)
         yield from families
+        yield from self._live()
         yield from self._jobs()
         yield from self._caches()
         yield from self._memory()
         yield from self._rollouts()
+
+    def _live(self) -> Iterator[Metric]:
+        connections = GaugeMetricFamily("scenarium_live_connections", "WebSockets that are open", labels=("scenario",))
+        frames = CounterMetricFamily("scenarium_live_frames", "Frames that came by them, by what became of them", labels=("scenario", "outcome"))
+        for name, service in self.services.items():
+            connections.add_metric((name,), service.stats.live.open)
+            for outcome, count in service.stats.live.frames.items():
+                frames.add_metric((name, outcome), count)
+        yield from (connections, frames)
 
     def _jobs(self) -> Iterator[Metric]:
         open_ = GaugeMetricFamily("scenarium_jobs", "Jobs that have not ended", labels=("scenario", "state"))

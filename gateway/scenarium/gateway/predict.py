@@ -219,6 +219,8 @@ async def send_problem(send: Send, error: ScenariumError, call: Call, version: i
         headers.append(RETRY_AFTER)
     if error.status == 415:
         headers.append((b"accept-encoding", b"identity"))  # RFC 9110, 12.5.3
+    if error.status == 426:
+        headers.append((b"upgrade", b"websocket"))
     if error.status == 405:
         headers.append((b"allow", b"POST"))
     if error.status == 413 or (error.status in (401, 403, 415, 429) and call.length > UNREAD):

@@ -77,7 +77,8 @@ def serve(
         proxy_headers=False,  # nothing here asks who the client's proxy spoke for
         lifespan="on",
         timeout_graceful_shutdown=int(config.drain_s) + 1,
-        ws="none",
+        ws=cast(Any, bounds.socket),
+        ws_per_message_deflate=False,  # pictures are packed already, and unpacking takes the loop from everybody
     )
     server = _Server(options)
 
