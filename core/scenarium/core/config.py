@@ -134,6 +134,12 @@ class ServeConfig(Section):
     """Bytes of answers that the gateway keeps and gives to identical requests; pure scenarios alone. 0: none are kept."""
     cache_ttl_s: float = Field(300, gt=0)
     """How long an answer is kept."""
+    upstream: str | None = Field(None, pattern=r"^https?://[^\s]+$")
+    """Address of another server of the OpenAI API (vLLM or any), as `http://host:8000/v1`, that answers what comes for this scenario below `/v1`."""
+    upstream_model: str | None = None
+    """The upstream's name of the model; None: the scenario's."""
+    upstream_key_env: str | None = None
+    """Environment variable of the gateway that holds the upstream's API key."""
     log_payloads: bool = False
     """Write each request and answer to the log, masked by the installed extensions."""
 

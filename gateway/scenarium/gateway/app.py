@@ -310,6 +310,7 @@ def create_app(registry: Registry, store: Store, config: GatewayConfig | None = 
         async with rpc.serving(gateway, app.v2.inference):
             yield
         await gateway.stop()
+        await app.v1.upstreams.close()
 
     hot: dict[str, ASGIApp] = {"predict": Predict(gateway), "predict/batch": Bulk(gateway), "stream": Stream(gateway), "jobs": Submit(gateway)}
     hot["live"] = Live(gateway)

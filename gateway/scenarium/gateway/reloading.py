@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scenarium.gateway.services import Service
 
 AT_ONCE = {"deadline_ms", "queue_size", "max_body_bytes", "max_delay_ms", "required", "keep_warm", "hang_s", "probe_s", "cache_size", "cache_ttl_s"}
+AT_ONCE |= {"upstream", "upstream_model", "upstream_key_env"}
 """Settings of ``serve`` that no worker knows."""
 
 

@@ -14,11 +14,13 @@ from scenarium.gateway.audit import Entry
 from scenarium.gateway.openai import asking, models, refusals
 from scenarium.gateway.openai.answering import Answer
 from scenarium.gateway.openai.choices import Choices, Failed, problem_of
+from scenarium.gateway.openai.upstream import Upstreams
 from scenarium.gateway.predict import JSON, RETRY_AFTER, Call, Disconnected, Endpoint, read_body, send_body
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
+    from scenarium.gateway.app import Gateway
     from scenarium.gateway.openai.asking import Asked
     from scenarium.gateway.openai.models import Form
     from scenarium.gateway.services import Service
@@ -34,6 +36,10 @@ EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
 class V1(Endpoint):
     """All routes below ``/v1``."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        super().__init__(gateway)
+        self.upstreams = Upstreams()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(scope["headers"])
@@ -85,10 +91,15 @@ class V1(Endpoint):
     async def _ask(self, form: Form, fields: dict[str, Any], call: Call, receive: Receive, sent: _Sent) -> None:
         """Answer one request that was read."""
         name, admission = fields["model"], self.gateway.admission
-        models.find(self.gateway, name)
+        upstream = models.passed_on(self.gateway, name)
+        if not upstream:
+            models.find(self.gateway, name)
         caller = await admission.admit(call, name)
         if caller.key and caller.key.rate:
             sent.more = admission.limits.headers(caller.key, time.monotonic())
+        if upstream:
+            await self.upstreams.pass_on(form, upstream, fields, call, receive, sent)
+            return
         service, manifest = models.find(self.gateway, name, form)
         asked = asking.read(fields, form, manifest)
         if service.fault:
@@ -166,7 +177,7 @@ async def refuse(
         return
     status = refusals.status(problem)
     more = [JSON, *_about(call, version), *(headers or [])]
-    if status == 503:
+    if status == 503 and not headers:
         more.append(RETRY_AFTER)
     if status == 405:
         more.append((b"allow", b"GET" if call.length == 0 else b"POST"))

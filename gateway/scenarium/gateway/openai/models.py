@@ -3,6 +3,8 @@
 - ``chat``: its request has ``messages``, its answer ``text``, ``finish_reason`` and ``usage``;
 - ``completions``: its request has ``prompt``, its answer the same;
 - ``embeddings``: its request has ``input`` (one text), its answer ``embedding`` (numbers) and ``usage``.
+
+A scenario with ``serve.upstream`` can be asked all three; what its upstream does not know, that says itself.
 """
 
 from __future__ import annotations
@@ -38,6 +40,12 @@ def forms(manifest: Manifest) -> set[Form]:
     return {form for form, (field, answer) in FORMS.items() if field in asked and answer <= told}
 
 
+def passed_on(gateway: Gateway, name: str) -> Service | None:
+    """The scenario of that name where an upstream answers for it: whatever version it has, or none."""
+    service = gateway.services.get(name)
+    return service if service and service.config.upstream else None
+
+
 def find(gateway: Gateway, name: str, form: Form | None = None) -> tuple[Service, Manifest]:
     """The scenario of that name, and the manifest of the version that is served; ``form``: what it must be able to answer.
 
@@ -54,7 +62,7 @@ def find(gateway: Gateway, name: str, form: Form | None = None) -> tuple[Service
 
 def every(gateway: Gateway) -> Iterator[str]:
     """Names of all models."""
-    return (name for name, service in gateway.services.items() if service.version and forms(service.version.manifest))
+    return (name for name, service in gateway.services.items() if service.config.upstream or (service.version and forms(service.version.manifest)))
 
 
 def shown(gateway: Gateway, name: str) -> dict[str, Any]:
@@ -63,5 +71,7 @@ def shown(gateway: Gateway, name: str) -> dict[str, Any]:
     Raises:
         ScenariumError: SCN-4302.
     """
+    if passed_on(gateway, name):
+        return {"id": name, "object": "model", "created": 0, "owned_by": "upstream"}
     manifest = find(gateway, name)[1]
     return {"id": name, "object": "model", "created": int(manifest.created.timestamp()), "owned_by": manifest.plugin.distribution}
