@@ -132,6 +132,18 @@ def test_a_group_is_never_torn_apart_and_a_limit_is_kept(make: Make, tmp_path: P
     assert {row["text"] for row in small.test} <= {row["text"] for row in datasets.prepare(make(TEXT, path), Progress()).test}
 
 
+def test_a_limit_takes_pictures_of_every_class_alike(make: Make) -> None:
+    def read(paths: Sequence[Path]) -> list[Row]:
+        rng = np.random.default_rng(0)
+        borders = [np.pad(rng.integers(1, 255, (20, 20), dtype=np.uint8), 4) for _ in range(400)]  # all begin with the same dark rows
+        return [{"image": picture, "label": "ab"[n % 2]} for n, picture in enumerate(borders)]
+
+    data = datasets.prepare(make(PICTURE, sources=[Source("pictures", "generated", "CC0-1.0", read)], limit=100), Progress())
+    labels = [row["label"] for row in (*data.train, *data.val, *data.test)]
+    assert len(labels) == 100
+    assert 30 <= labels.count("a") <= 70
+
+
 def test_a_time_split_and_a_bad_time(make: Make, tmp_path: Path) -> None:
     fields = {"value": Field("number", "v"), "time": Field("time", "t")}
     lines = ["time,value"] + [f"2024-01-{1 + n // 24:02d} {n % 24:02d}:00,{n}" for n in range(480)]

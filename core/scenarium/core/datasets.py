@@ -199,11 +199,19 @@ def _limited(rows: list[Row], config: DataConfig) -> list[Row]:
 
         def rank(index: int) -> float:
             row = rows[index]
-            shown = {k: v if isinstance(v, str | int | float) else str(v)[:200] for k, v in row.items() if k not in ("_line", "_split")}
+            shown = {k: _brief(v) for k, v in row.items() if k not in ("_line", "_split")}
             return splits.place("limit" + json.dumps(shown, sort_keys=True, default=str))
 
         order = sorted(range(len(rows)), key=rank)[: config.limit]
     return [rows[i] for i in sorted(order)]
+
+
+def _brief(value: Any) -> str | int | float:
+    """A value within the key of a row's place. Bytes and arrays stand by a hash of all they hold: their beginning says little of a picture."""
+    if isinstance(value, str | int | float):
+        return value
+    raw = value if isinstance(value, bytes) else value.tobytes() if getattr(value, "ndim", 0) else None
+    return str(value)[:200] if raw is None else hashlib.sha256(raw).hexdigest()
 
 
 def drop_unusable_images(rows: list[Row], fields: Fields, findings: Findings) -> list[Row]:
