@@ -11,6 +11,7 @@ from scenarium.client.asynchronous import AsyncClient, AsyncJob
 from scenarium.client.blocking import Client, Job
 from scenarium.client.errors import DeadlineExceeded, ScenariumAPIError, ScenariumConnectionError
 from scenarium.client.flows import Options
+from scenarium.client.live import Live, Seen
 from scenarium.client.retries import Retry
 
 __all__ = [
@@ -22,9 +23,11 @@ __all__ = [
     "Item",
     "Job",
     "JobStatus",
+    "Live",
     "Options",
     "Retry",
     "Scenario",
     "ScenariumAPIError",
     "ScenariumConnectionError",
+    "Seen",
 ]

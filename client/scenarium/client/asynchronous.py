@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
+from urllib.parse import quote
 
 import httpx
 
@@ -14,7 +16,8 @@ from scenarium.client.answers import Answer, Item, JobStatus, Scenario
 from scenarium.client.batches import ITEMS, Chunks
 from scenarium.client.blocking import LIMITS
 from scenarium.client.errors import ScenariumConnectionError
-from scenarium.client.flows import Attempt, Flow, Flows, Options, Told
+from scenarium.client.flows import CONNECT_S, Attempt, Flow, Flows, Options, Told
+from scenarium.client.live import Live, opened
 from scenarium.client.payloads import Payload, Value, payload, to_json
 from scenarium.client.retries import Retry
 
@@ -136,6 +139,25 @@ class AsyncClient:
             raise ScenariumConnectionError(f"{self.url}: {fault or type(fault).__name__}") from fault
         finally:
             await response.aclose()
+
+    # ── live ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @overload
+    def live(self, name: str, *, max_lag: int | None = None, into: None = None, **options: Unpack[Options]) -> AbstractAsyncContextManager[Live[Answer]]: ...
+    @overload
+    def live(self, name: str, *, max_lag: int | None = None, into: type[M], **options: Unpack[Options]) -> AbstractAsyncContextManager[Live[M]]: ...
+    @asynccontextmanager
+    async def live(self, name: str, *, max_lag: int | None = None, into: Any = None, **options: Unpack[Options]) -> AsyncIterator[Live[Any]]:
+        """A WebSocket for a camera or a sensor, for ``async with``. ``max_lag``: how many frames may wait at the gateway before the oldest is dropped
+        (default: 1). ``deadline`` is that of each frame, counted from when it came; default: the scenario's own."""
+        headers, limit = self._flows.headers(options), options.get("deadline")
+        if limit is not None:
+            headers["x-scenarium-deadline-ms"] = str(round(limit * 1000))
+        found = await opened(self.url, f"/scenarios/{quote(name, safe='')}/live", headers, max_lag, into, CONNECT_S)
+        try:
+            yield found
+        finally:
+            await found.close()
 
     # ── jobs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
