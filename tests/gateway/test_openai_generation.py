@@ -90,10 +90,29 @@ def test_seeds_choices_and_stops(client):
     assert (stopped.text, stopped.finish_reason) == (whole.split(stop)[0], "stop")
 
 
+def test_log_probabilities(server, client):
+    turns = [{"role": "user", "content": LINES[0]}]
+    own = server.client.post("/scenarios/text_generation/predict", json={"prompt": LINES[0], "temperature": 0, "max_new_tokens": 24, "logprobs": 3}).json()
+    wanted = [each["logprob"] for each in own["logprobs"]]
+    assert len(wanted) > 5
+    told = client.chat.completions.create(messages=turns, logprobs=True, top_logprobs=3, **GREEDY).choices[0].logprobs.content
+    assert [each.logprob for each in told] == pytest.approx(wanted, abs=1e-4)
+    assert all(len(each.top_logprobs) == 3 for each in told)
+    assert all(bytes(each.bytes).decode() == each.token for each in told if each.bytes)
+    chunks = list(client.chat.completions.create(messages=turns, logprobs=True, stream=True, **GREEDY))
+    parts = [each for chunk in chunks if chunk.choices and chunk.choices[0].logprobs for each in chunk.choices[0].logprobs.content]
+    assert [each.logprob for each in parts] == pytest.approx(wanted, abs=1e-4)
+    assert not any(each.top_logprobs for each in parts)
+    choice = client.completions.create(prompt=LINES[0], logprobs=3, **GREEDY).choices[0]
+    assert choice.logprobs.token_logprobs == pytest.approx(wanted, abs=1e-4)
+    assert choice.logprobs.text_offset[:2] == [0, len(choice.logprobs.tokens[0])]
+    for options, param in (({"top_logprobs": 2}, "top_logprobs"), ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"), ({"logprobs": 2}, "logprobs")):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(messages=turns, extra_body=options, **GREEDY)
+        assert caught.value.param == param
+
+
 def test_what_it_does_not_do(client):
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(messages=[{"role": "user", "content": "x"}], logprobs=True, **GREEDY)
-    assert caught.value.param == "logprobs"
     with pytest.raises(openai.BadRequestError) as caught:
         client.embeddings.create(model="text_generation", input="x")
     assert "embeddings" in caught.value.message

@@ -226,26 +226,38 @@ def preprocess(config: TextGenerationConfig, processor: Processor, request: Gene
 
 def generate(model: Any, item: Item) -> Iterator[dict[str, Any]]:
     """Text pieces, then the end with its reason and counts."""
-    from scenarium_text_generation.sampling import Sampling
+    from scenarium_text_generation.sampling import Record, Sampling
 
     request, processor = item.request, item.processor
     seed = random.getrandbits(62) if request.seed is None else request.seed
-    sampling = Sampling(request.temperature, request.top_k, request.top_p, request.repetition_penalty, seed)
+    record = None if request.logprobs is None else Record(request.logprobs)
+    sampling = Sampling(request.temperature, request.top_k, request.top_p, request.repetition_penalty, seed, record)
     stream = TextStream(processor.tokenizer, request.stop)
     tokens = model.stream(item.ids, request.max_new_tokens, sampling)
     ended = False
+    told: list[dict[str, Any]] = []
+    """Log probabilities of the tokens since the last piece."""
 
     def until_end() -> Iterator[int]:
         nonlocal ended
-        for token in tokens:
+        for number, token in enumerate(tokens, len(item.ids)):
             if token in processor.eos:
                 ended = True
                 return
+            if record:
+                told.append(processor.shown(token, record.chosen.pop(number)))
             yield token
+
+    def logprobs() -> dict[str, Any]:
+        found = {"logprobs": list(told)} if told else {}
+        told.clear()
+        return found
 
     try:
         for piece in stream.feed(until_end()):
-            yield {"text": piece}
+            yield {"text": piece, **logprobs()}
+        if rest := logprobs():
+            yield {"text": "", **rest}
     finally:
         tokens.close()
     usage = {"prompt_tokens": len(item.ids), "completion_tokens": stream.count + ended}
@@ -261,7 +273,8 @@ def predict_batch(model: Any, batch: Sequence[Item]) -> Sequence[Any]:
             *pieces, end = generate(model, item)
         except Exception as fault:  # an answer of its own for each item
             return fault
-        return {"text": "".join(piece["text"] for piece in pieces), **end}
+        told = None if item.request.logprobs is None else [each for piece in pieces for each in piece.get("logprobs", ())]
+        return {"text": "".join(piece["text"] for piece in pieces), "logprobs": told, **end}
 
     if len(batch) == 1:
         return [whole(batch[0])]

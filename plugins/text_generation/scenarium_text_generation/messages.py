@@ -37,6 +37,8 @@ class GenerateRequest(Request):
     """Texts that end the generation; left out of the answer."""
     seed: int | None = Field(None, ge=0, lt=2**63)
     """The same seed and settings give the same text."""
+    logprobs: int | None = Field(None, ge=0, le=20)
+    """Tell the log probability of each token, and so many of the most likely tokens beside it; None: tell none."""
 
     @model_validator(mode="after")
     def _one(self) -> GenerateRequest:
@@ -52,6 +54,21 @@ class Usage(Section):
     completion_tokens: int
 
 
+class TokenLogprob(Section):
+    """A token and its log probability (natural), as the model has it: before temperature, penalty and filters."""
+
+    token: str
+    """Its text; the replacement character where it is a part of a character."""
+    logprob: float
+
+
+class ChosenLogprob(TokenLogprob):
+    """A token of the answer."""
+
+    top: list[TokenLogprob]
+    """The most likely tokens in its place, most likely first."""
+
+
 class GenerateResponse(Response):
     """The generated text."""
 
@@ -59,5 +76,7 @@ class GenerateResponse(Response):
     finish_reason: Literal["stop", "length"]
     """`stop`: an end token or a stop sequence came; `length`: max_new_tokens were generated."""
     usage: Usage
+    logprobs: list[ChosenLogprob] | None = None
+    """Of each token, where they are asked for; those that made a stop sequence too."""
     warnings: list[str] = []
     """For example that the model knows no Chinese."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scenarium.core import BadInput
 from scenarium_text_generation.messages import Message
+
+if TYPE_CHECKING:
+    from scenarium_text_generation.sampling import Chosen
 
 
 class Processor:
@@ -25,6 +28,15 @@ class Processor:
         """Token ids of a text, without special tokens."""
         found: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return found
+
+    def shown(self, token: int, chosen: Chosen) -> dict[str, Any]:
+        """A token of an answer with its log probability and those of the most likely, as ``ChosenLogprob`` has them."""
+        top = [{"token": self._text(each), "logprob": logprob} for each, logprob in chosen.top]
+        return {"token": self._text(token), "logprob": chosen.logprob, "top": top}
+
+    def _text(self, token: int) -> str:
+        text: str = self.tokenizer.decode([token], skip_special_tokens=False)
+        return text
 
     def render(self, messages: Sequence[Message]) -> str:
         """The conversation as the model was trained to see it."""

@@ -9,6 +9,31 @@ from torch import Tensor
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
 
 
+class Chosen(NamedTuple):
+    """One token that was taken."""
+
+    logprob: float
+    """Natural logarithm of its probability."""
+    top: list[tuple[int, float]]
+    """The most likely tokens with theirs, most likely first."""
+
+
+class Record:
+    """The log probabilities of one request's tokens, as the model itself has them: before temperature, penalty and filters."""
+
+    def __init__(self, top: int) -> None:
+        self.top = top
+        """Most likely tokens that are wanted beside each."""
+        self.chosen: dict[int, Chosen] = {}
+        """By the number of tokens before it, those of the prompt among them."""
+
+    def keep(self, at: int, scores: Tensor, token: int) -> None:
+        """Keep those of one step. ``scores``: [vocabulary]; ``token``: the one that is taken."""
+        found = scores.float().log_softmax(-1)
+        best = found.topk(min(self.top, len(found)))
+        self.chosen[at] = Chosen(float(found[token]), list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+
+
 class Sampling(NamedTuple):
     """How one request wants its tokens chosen."""
 
@@ -21,6 +46,8 @@ class Sampling(NamedTuple):
     repetition_penalty: float
     """Divides the score of tokens that stand in the text already (Keskar et al., 2019)."""
     seed: int
+    record: Record | None = None
+    """Where the log probabilities go that the request wants."""
 
 
 class SeededSampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]  # transformers is read without its annotations
@@ -47,7 +74,10 @@ class SeededSampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]  #
     def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
         """``scores``: float32 [rows, vocabulary]. Rows beyond the requests' are padding and stay as they are."""
         for index, (sampling, position, seen) in enumerate(self.rows[: len(scores)]):
+            own = scores[index].clone() if sampling.record else None
             scores[index] = choose(scores[index], sampling, position, seen)
+            if sampling.record and own is not None:
+                sampling.record.keep(len(seen), own, int(scores[index].argmax()))
         return scores
 
 

@@ -214,3 +214,37 @@ def test_smollm2_from_its_package_writes_english_and_warns_of_chinese(tmp_path: 
     warned = handle.predict({"prompt": "中国的首都是", "max_new_tokens": 4})
     assert "Qwen" in warned["warnings"][0]
     handle.runtime.model.close()
+
+
+@pytest.mark.parametrize(("temperature", "penalty"), [(0.0, 1.0), (2.0, 1.3)])
+def test_log_probabilities_are_those_of_the_model_itself(chinese: Handle, temperature: float, penalty: float) -> None:
+    import torch
+
+    from scenarium_text_generation.sampling import Record, Sampling
+
+    runtime = chinese.runtime
+    prompt = runtime.processor.ids("春眠不觉晓")
+    record = Record(5)
+    made = list(runtime.model.stream(prompt, 12, Sampling(temperature, 0, 1.0, penalty, 3, record)))
+    with torch.inference_mode():
+        direct = runtime.model.model(torch.tensor([[*prompt, *made]])).logits[0].log_softmax(-1)
+    for number, token in enumerate(made):
+        chosen, row = record.chosen[len(prompt) + number], direct[len(prompt) + number - 1]
+        assert chosen.logprob == pytest.approx(float(row[token]), abs=1e-4)
+        best = row.topk(5)
+        assert [logprob for _, logprob in chosen.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+        assert {token for token, _ in chosen.top} == set(best.indices.tolist())
+    assert set(record.chosen) == set(range(len(prompt), len(prompt) + len(made)))
+
+
+def test_log_probabilities_of_an_answer(chinese: Handle) -> None:
+    settings: dict[str, Any] = {"prompt": "春眠不觉晓，", "temperature": 0, "repetition_penalty": 1}
+    plain, told = ask(chinese, **settings), ask(chinese, **settings, logprobs=2)
+    assert plain["logprobs"] is None
+    assert told["text"] == plain["text"]
+    assert len(told["logprobs"]) == told["usage"]["completion_tokens"] - (told["finish_reason"] == "stop")  # the end token is not told
+    assert all(each["token"] == each["top"][0]["token"] and len(each["top"]) == 2 for each in told["logprobs"])
+    parts = list(chinese.runtime.stream(chinese.runtime.schema.request(max_new_tokens=24, **settings, logprobs=2)))
+    assert [each for part in parts for each in part.get("logprobs", ())] == told["logprobs"]
+    with pytest.raises(ScenariumError):
+        ask(chinese, **settings, logprobs=21)

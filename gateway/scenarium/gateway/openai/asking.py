@@ -23,7 +23,7 @@ MOST_CHOICES, MOST_INPUTS = 16, 64
 LIMIT = "max_new_tokens"
 """The scenario's field for the most tokens."""
 LIMITS = ("max_completion_tokens", "max_tokens")
-OWN = frozenset(("model", "stream", "stream_options", "n", "stop", "prompt", "messages", "input", "encoding_format", *LIMITS))
+OWN = frozenset(("model", "stream", "stream_options", "n", "stop", "prompt", "messages", "input", "encoding_format", "logprobs", "top_logprobs", *LIMITS))
 """Fields that are read here."""
 NOTES = frozenset(("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier"))
 """Fields that do not concern the answer."""
@@ -116,6 +116,8 @@ def read(asked: dict[str, Any], form: Form, manifest: Manifest) -> Asked:
             break
     if "stop" in asked and "stop" in known:
         shared["stop"] = _texts(asked["stop"], "stop")
+    if "logprobs" in known and form != "embeddings" and (wanted := _logprobs(asked, form)) is not None:
+        shared["logprobs"], names["logprobs"] = wanted, "top_logprobs" if form == "chat" else "logprobs"
     _supported(asked, field, form, known, manifest.scenario)
     if field not in asked:
         wrong(field, "is missing", "缺失")
@@ -148,11 +150,28 @@ def _supported(asked: Mapping[str, Any], field: str, form: Form, known: frozense
     if form != "embeddings":
         others |= {*LIMITS} if LIMIT in known else set()
         others |= {"stop"} & known
+        others |= {"logprobs", "top_logprobs"} if "logprobs" in known and form == "chat" else {"logprobs"} & known
     allowed = others | {"model", field} | NOTES | (known - {each for each, _ in models.FORMS.values()})
     for name, value in asked.items():
         if name in allowed or any(type(value) is type(nothing) and value == nothing for nothing in NEUTRAL.get(name, ())):
             continue
         wrong(name, f"is not supported by model {scenario!r}", f"不受模型 {scenario!r} 支持")
+
+
+def _logprobs(asked: Mapping[str, Any], form: Form) -> int | None:
+    """How many of the most likely tokens are told beside each; None: no log probabilities. A chat has a switch and a number, a completion the number."""
+    wanted, top = asked.get("logprobs"), asked.get("top_logprobs")
+    if form == "completions":
+        if type(wanted) not in (int, type(None)):
+            wrong("logprobs", "must be a whole number", "应为整数")
+        return wanted
+    if type(wanted) not in (bool, type(None)):
+        wrong("logprobs", "must be true or false", "应为 true 或 false")
+    if type(top) not in (int, type(None)):
+        wrong("top_logprobs", "must be a whole number", "应为整数")
+    if top is not None and not wanted:
+        wrong("top_logprobs", "is allowed only with logprobs", "只能与 logprobs 一起使用")
+    return (top or 0) if wanted else None
 
 
 def _seeded(shared: Mapping[str, Any], number: int) -> dict[str, Any]:
