@@ -159,7 +159,7 @@ class Session:
         reader = asyncio.create_task(self._read(receive))
         try:
             await self._answer_all()
-        except (Disconnected, OSError):  # what a server's ``send`` raises when the client has left
+        except Disconnected:
             self.gone = True
         except Exception as fault:
             logs.event("error", "gateway_fault", request_id=self.call.rid_header.decode(), traceback="".join(traceback.format_exception(fault)))
@@ -168,8 +168,8 @@ class Session:
             reader.cancel()
             figures.open -= 1
         if not self.gone:
-            with contextlib.suppress(OSError):
-                await self.send({"type": "websocket.close", "code": self.ending, "reason": ""})
+            with contextlib.suppress(Disconnected):
+                await self._say({"type": "websocket.close", "code": self.ending, "reason": ""})
         about = {"scenario": self.service.name, "request_id": self.call.rid_header.decode(), "key": self.call.caller.id or None}
         logs.event("info", "live_ended", **about, frames=self.frames, code=None if self.gone else self.ending)
 
@@ -186,7 +186,18 @@ class Session:
                 self.news.clear()
             text = await self._answer(frame)
             if not self.gone:
-                await self.send({"type": "websocket.send", "text": text.decode()})
+                await self._say({"type": "websocket.send", "text": text.decode()})
+
+    async def _say(self, message: Message) -> None:
+        """Send as soon as the client takes it.
+
+        Raises:
+            Disconnected: it left.
+        """
+        try:
+            await self.send(message)
+        except OSError as fault:
+            raise Disconnected from fault
 
     async def _read(self, receive: Receive) -> None:
         """Take in what the client sends, as it comes."""

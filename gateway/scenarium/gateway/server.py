@@ -23,6 +23,8 @@ from scenarium.gateway.kserve import rpc
 
 YOUNG_OBJECTS = 10_000
 """So many more objects than were freed make the garbage collector look: a request makes some dozens, and nearly all are freed without it."""
+PING_S = 20.0
+"""How often the client of a WebSocket is asked whether it is there, and how long it may take to answer."""
 
 
 class _Server(uvicorn.Server):
@@ -78,6 +80,8 @@ def serve(
         lifespan="on",
         timeout_graceful_shutdown=int(config.drain_s) + 1,
         ws=cast(Any, bounds.socket),
+        ws_ping_interval=PING_S,
+        ws_ping_timeout=PING_S,
         ws_per_message_deflate=False,  # pictures are packed already, and unpacking takes the loop from everybody
     )
     server = _Server(options)
