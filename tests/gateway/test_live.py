@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import signal
 import socket
+import subprocess
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import pytest
@@ -300,6 +304,64 @@ def test_keys(lab):
     line = next(line for line in lines if line.get("request_id") == "mine.0")
     assert (line["path"], line["status"], line["version"], line["key"], len(line["body"])) == ("/scenarios/unit/live", 200, 1, good.id, 64)
     assert token not in json.dumps(server.events)
+
+
+PAGE = """<!doctype html><title>waits</title><body><script>
+function ask(protocols, done) {
+  const told = [];
+  const socket = protocols ? new WebSocket("LIVE", protocols) : new WebSocket("LIVE");
+  socket.onopen = () => socket.send(new Blob(["a picture"]));
+  socket.onmessage = (event) => { told.push(event.data); socket.close(1000); };
+  socket.onclose = (event) => done(`${socket.protocol} ${event.code} ${told}`);
+}
+ask(null, (without) => ask(["scenarium", "scenarium.key.TOKEN"], (told) => fetch("/told", { method: "POST", body: JSON.stringify([without, told]) })));
+</script>"""
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_page_of_another_origin_in_a_real_browser(lab, tmp_path):
+    lab.publish("picture")
+    server = lab.start({"picture": "picture"})
+    _, token = KeyFile(lab.folder / "keys.sqlite").create()
+    lab.until(lambda: server.client.get("/scenarios").status_code == 401)
+    server.client.headers["authorization"] = f"Bearer {token}"
+    server.ready("picture")
+    page = PAGE.replace("LIVE", ws(server, "picture")).replace("TOKEN", token).encode()
+    told = []
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(page if self.path == "/" else b"")
+
+        def do_POST(self):
+            told.extend(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.do_GET()
+
+        def log_message(self, *arguments):
+            pass
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    assert chromium, "needs Chromium: make setup-test installs it"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as pages:
+        thread = threading.Thread(target=pages.serve_forever, args=(0.05,))
+        thread.start()
+        options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-port=0", f"--user-data-dir={tmp_path}")
+        log = (tmp_path / "chromium.log").open("wb")
+        browser = subprocess.Popen([chromium, *options, f"http://127.0.0.1:{pages.server_port}/"], stdout=log, stderr=log)
+        try:
+            lab.until(lambda: len(told) == 2, 60)
+        finally:
+            browser.terminate()
+            browser.wait(20)
+            log.close()
+            pages.shutdown()
+            thread.join()
+    without, answer = told
+    assert without == " 1006 "
+    assert answer.startswith('scenarium 1000 {"frame": 0, "dropped": 0, "status": 200, "version": 1, "answer": {"size":9,"top":1}}')
 
 
 # ── the gateway's own end ─────────────────────────────────────────────────────────────────────────────────────────────
