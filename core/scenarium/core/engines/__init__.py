@@ -14,8 +14,14 @@ from typing import Any, Protocol
 from scenarium.core.errors import ScenariumError
 from scenarium.core.types import Batch, Signature
 
-ENGINES = {"torch": "scenarium.core.engines.torch_engine", "onnx": "scenarium.core.engines.onnx_engine"}
-"""Engine name to the module whose ``open`` makes it."""
+ENGINES = {
+    "torch": "scenarium.core.engines.torch_engine",
+    "onnx": "scenarium.core.engines.onnx_engine",
+    "openvino": "scenarium.core.engines.openvino_engine",
+    "openvino:bf16": "scenarium.core.engines.openvino_engine:open_bf16",
+    "triton": "scenarium.core.engines.triton_engine",
+}
+"""Engine name to the module whose ``open`` makes it, or to the function that stands behind the colon."""
 
 
 class Engine(Protocol):
@@ -35,8 +41,13 @@ def open_engine(name: str, version: Path, signature: Signature, device: str, bui
     if name not in ENGINES:
         raise ScenariumError("SCN-6001", engine=name, nearest=(difflib.get_close_matches(name, ENGINES, 1) or ["torch"])[0], known=", ".join(ENGINES))
     try:
-        module = importlib.import_module(ENGINES[name])
-        engine: Engine = module.open(version, signature, device, build)
+        module, _, function = ENGINES[name].partition(":")
+        engine: Engine = getattr(importlib.import_module(module), function or "open")(version, signature, device, build)
     except ModuleNotFoundError as fault:
-        raise ScenariumError("SCN-6002", engine=name, module=fault.name, extra={"torch": "train"}.get(name, name)) from fault
+        raise ScenariumError("SCN-6002", engine=name, module=fault.name, extra=extra(name)) from fault
     return engine
+
+
+def extra(name: str) -> str:
+    """The extra of the distribution ``scenarium`` that brings an engine's library."""
+    return "train" if name == "torch" else name.partition(":")[0]
