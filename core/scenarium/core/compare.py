@@ -140,7 +140,8 @@ def promote(
     Other aliases than ``production`` are set without a comparison: they promise nothing to a client.
 
     Raises:
-        ScenariumError: SCN-5006 (worse), SCN-5011 (no production yet, and below the floor), SCN-5007 (cannot be compared), SCN-5002, SCN-5003.
+        ScenariumError: SCN-5006 (worse), SCN-5011 (no production yet, and below the floor), SCN-5007 (cannot be compared), SCN-5002, SCN-5003,
+            SCN-5116 (an imported version with other tensors).
     """
     manifest = store.open(scenario.name, new).manifest
     current = store.aliases(scenario.name)["aliases"].get(alias)
@@ -148,6 +149,8 @@ def promote(
     if alias == PRODUCTION and force is None:
         if current is None:
             _above_floor(scenario, manifest)
+        elif current != new and not manifest.data:  # imported: no rows were held out, so nothing can be measured
+            same_tensors(store.manifest(scenario.name, current), manifest)
         elif current != new:
             comparison = compare(scenario, store, current, new, progress=progress)
             if comparison.worse:
@@ -169,6 +172,16 @@ def promote(
     reason = force or (comparison.text() if comparison else "promoted")
     store.set_alias(scenario.name, alias, new, reason, forced=force is not None)
     return comparison
+
+
+def same_tensors(old: Manifest, new: Manifest) -> None:
+    """Refuse a version whose tensors differ, where nothing else about two versions can be compared.
+
+    Raises:
+        ScenariumError: SCN-5116.
+    """
+    if old.signature != new.signature:
+        raise ScenariumError("SCN-5116", name=old.scenario, old=old.version, new=new.version or "-")
 
 
 def floor(manifest: Manifest) -> tuple[Words, float] | None:

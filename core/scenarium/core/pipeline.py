@@ -19,6 +19,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from scenarium.core import datasets, exports, report
 from scenarium.core.compare import reaches_floor
 from scenarium.core.errors import ScenariumError
@@ -120,12 +122,30 @@ def _measure(run: Run, data: Data, store: Store, tags: dict[str, str]) -> Manife
         tags = {**tags, "export": exports.write(run, runtime, evaluation.rows)}
     finally:
         runtime.close()
-    traits, signature = runtime.traits, runtime.signature
-    manifest = Manifest(
+    manifest = describe(
+        runtime,
+        sample,
+        answer,
+        metrics=evaluation.metrics,
+        baseline=baseline,
+        data=data.manifest,
+        data_origin=data.origin,
+        exports=run.exports,
+        tags=tags,
+    )
+    manifest.config = config.model_dump(mode="json")
+    report.write(run.out / "report.html", manifest, run.curves, figures)
+    return manifest
+
+
+def describe(runtime: Runtime, sample: BaseModel, answer: BaseModel, **found: Any) -> Manifest:
+    """The manifest of a version in the making, which ``runtime`` has loaded; ``found``: the fields of it that only its maker knows."""
+    scenario, traits, signature = runtime.scenario, runtime.traits, runtime.signature
+    return Manifest(
         scenario=scenario.name,
         created=datetime.now(UTC),
         plugin=_plugin_ref(scenario),
-        config=config.model_dump(mode="json"),
+        config=scenario.config.model_dump(mode="json"),
         inputs=list(signature.inputs),
         outputs=list(signature.outputs),
         request_schema=runtime.schema.request.model_json_schema(),
@@ -140,19 +160,12 @@ def _measure(run: Run, data: Data, store: Store, tags: dict[str, str]) -> Manife
         preload=list(traits.preload),
         tolerance=traits.tolerance,
         disagreement=traits.disagreement,
-        metric=hook.metric(config=config),
-        metrics=evaluation.metrics,
-        baseline=baseline,
-        data=data.manifest,
-        data_origin=data.origin,
-        exports=run.exports,
-        tags=tags,
+        metric=scenario.hook.metric(config=scenario.config),
         packages=_packages(scenario),
         python=platform.python_version(),
         card=cards(scenario),
+        **found,
     )
-    report.write(run.out / "report.html", manifest, run.curves, figures)
-    return manifest
 
 
 def _refuse_undefined(run: Run, metrics: Mapping[str, float], baseline: Mapping[str, float]) -> None:

@@ -17,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scenarium.core import __version__, imported
 from scenarium.core.errors import ScenariumError, Words
 from scenarium.core.settings import Settings
 
@@ -45,6 +46,8 @@ class Plugin:
     hook_api: str = "1.0"
     error: ScenariumError | None = None
     """Why it cannot be used, as far as metadata tells (name clash, newer hook API)."""
+    generic: bool = False
+    """Whether it serves what is imported or named by a table, and is no scenario by itself."""
 
     def load(self) -> object:
         """Import the plugin.
@@ -70,6 +73,10 @@ class Plugin:
     def broken(self, reason: Words, remedy: Words) -> ScenariumError:
         """The error that names this plugin, the reason and the remedy."""
         return ScenariumError("SCN-1002", plugin=self.name, distribution=f"{self.distribution} {self.version}", reason=reason, remedy=remedy)
+
+
+TENSOR_MODEL = Plugin("tensor_model", "scenarium.core.tensor_model", "scenarium", __version__, generic=True)
+"""The built-in plugin that serves imported models."""
 
 
 def import_fault(fault: BaseException) -> tuple[Words, Words]:
@@ -200,21 +207,22 @@ class Scenario:
 
 
 class Registry:
-    """The scenarios of this installation: one for each plugin, one for each table that names a plugin."""
+    """The scenarios of this installation: one for each plugin, one for each table that names a plugin, one for each that was imported."""
 
     def __init__(self, settings: Settings, plugins: Mapping[str, Plugin] | None = None) -> None:
         self.settings = settings
-        self.plugins = dict(installed_plugins() if plugins is None else plugins)
+        self.plugins = {TENSOR_MODEL.name: TENSOR_MODEL, **(installed_plugins() if plugins is None else plugins)}
         self._extensions: dict[str, object] | None = None
 
     def names(self) -> dict[str, str]:
         """Scenario name to plugin name, without those switched off by ``enabled = false``.
 
         Raises:
-            ScenariumError: SCN-1003: a table's name is nearly that of an installed plugin, so its settings would be lost unseen.
+            ScenariumError: SCN-1003: a table's name is nearly that of an installed plugin, so its settings would be lost unseen;
+                SCN-5117: the store, which says what was imported, cannot be read.
         """
         tables = self.settings.scenarios()
-        found = {name: name for name in self.plugins}
+        found = {**self.imported, **{name: name for name, plugin in self.plugins.items() if not plugin.generic}}
         for name, table in tables.items():
             if "plugin" in table:
                 found[name] = str(table["plugin"])
@@ -227,6 +235,11 @@ class Registry:
                 if origin.kind == "file":
                     found[name] = name  # a row that says what to install; other scenarios go on
         return {name: plugin for name, plugin in sorted(found.items()) if tables.get(name, {}).get("enabled", True)}
+
+    @cached_property
+    def imported(self) -> dict[str, str]:
+        """The scenarios that were imported into the store, read once: name to plugin."""
+        return imported.scenarios(self.settings.store_url)
 
     def scenario(self, name: str) -> Scenario:
         """The scenario called ``name``; its plugin is imported on first use of ``hook`` or ``config``.
@@ -266,8 +279,10 @@ class Registry:
         from scenarium.core.config import ServeConfig
 
         prefix = ("scenarios", name, "serve")
-        others = [key for key in self.settings.table(*prefix) if key not in ServeConfig.model_fields]
-        return self.settings.validate(ServeConfig, prefix, name, ignore=others)
+        table = self.settings.table(*prefix)
+        config = self.settings.validate(ServeConfig, prefix, name, ignore=[key for key in table if key not in ServeConfig.model_fields])
+        own = "engine" not in table and self.names().get(name) == TENSOR_MODEL.name
+        return config.model_copy(update={"engine": "onnx"}) if own else config  # the default of that plugin's own class
 
     @property
     def extension_plugins(self) -> list[Plugin]:

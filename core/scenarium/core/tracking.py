@@ -145,6 +145,32 @@ class MlflowTracker(Tracker):
         return found
 
 
+def download(uri: str, folder: Path) -> Path:
+    """Copy what ``runs:/<id>/<path>`` names into ``folder``; the file or folder there. Asked of the server that trainings are recorded by.
+
+    Raises:
+        ScenariumError: SCN-5101 (no such run or file, or no answer), SCN-5115 (mlflow is missing).
+    """
+    from scenarium.core.errors import ScenariumError
+
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # else a server that is down is asked for minutes
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from mlflow.artifacts import download_artifacts
+
+            folder.mkdir(parents=True, exist_ok=True)
+            place = os.environ.get("MLFLOW_TRACKING_URI") or Path("mlruns").resolve().as_uri()
+            return Path(download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=place))
+    except ModuleNotFoundError as fault:
+        raise ScenariumError("SCN-5115", module=fault.name, extra="train") from fault
+    except Exception as fault:
+        reason = f"{type(fault).__name__}: {str(fault).partition(chr(10))[0][:300]}"
+        raise ScenariumError("SCN-5101", source=uri, reason=reason) from fault
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as ``train.lr`` and the like; MLflow takes texts of at most 6000 characters."""
     found: dict[str, str] = {}

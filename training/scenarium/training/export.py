@@ -36,7 +36,7 @@ def export(model: torch.nn.Module, signature: Signature, batch: Batch, out: Path
     was_training = model.training
     model.eval()
     try:
-        with _silence(), torch.no_grad():
+        with silence(), torch.no_grad():
             torch.onnx.export(
                 model,
                 kwargs={spec.name: _varied(batch[spec.name], spec.shape).to(device) for spec in signature.inputs},
@@ -50,7 +50,7 @@ def export(model: torch.nn.Module, signature: Signature, batch: Batch, out: Path
             )
     except Exception as fault:
         (out / EXPORT).unlink(missing_ok=True)
-        raise ScenariumError("SCN-3008", reason=_reason(fault)) from fault
+        raise ScenariumError("SCN-3008", reason=reason_of(fault)) from fault
     finally:
         model.train(was_training)
     return [EXPORT]
@@ -73,7 +73,7 @@ def _varied(array: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """The exporter warns and prints about its own workings; whatever matters becomes the exception."""
     names = ["torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir"]
     levels = {name: logging.getLogger(name).level for name in names}
@@ -88,7 +88,7 @@ def _silence() -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-def _reason(fault: BaseException) -> str:
+def reason_of(fault: BaseException) -> str:
     """The first informative line of the innermost cause."""
     while fault.__cause__ is not None:
         fault = fault.__cause__

@@ -23,6 +23,7 @@ COMMANDS: dict[str, Entry] = {
     "doctor": Entry("scenarium.core.cli.doctor:doctor", "examine the installation and say what to repair", "检查安装并说明如何修复"),
     "data": Entry("scenarium.core.cli.data:data", "look at data before a run; verify what a version was trained on", "训练前检查数据；核对版本所用的数据"),
     "train": Entry("scenarium.core.cli.train:train", "train a scenario and store a version", "训练场景并保存版本"),
+    "import": Entry("scenarium.core.cli.importing:import_command", "serve a model that exists already (ONNX, PyTorch, …)", "导入已有的模型（ONNX 等）"),
     "evaluate": Entry("scenarium.core.cli.train:evaluate", "measure a version on held-out rows or on your own file", "用留出数据或自己的文件评估版本"),
     "predict": Entry("scenarium.core.cli.predict:predict", "answer requests without a server", "不启动服务直接预测"),
     "versions": Entry("scenarium.core.cli.versions:versions", "the stored versions and their aliases", "已保存的版本及其别名"),

@@ -29,7 +29,7 @@ class OnnxEngine:
         self.signature = signature
 
     def __call__(self, inputs: Batch) -> Batch:
-        feed = {spec.name: np.ascontiguousarray(inputs[spec.name]) for spec in self.signature.inputs}
+        feed = {spec.name: np.asarray(inputs[spec.name], order="C") for spec in self.signature.inputs}
         names = [spec.name for spec in self.signature.outputs]
         return dict(zip(names, self.session.run(names, feed), strict=True))
 

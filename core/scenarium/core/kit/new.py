@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import keyword
-import re
 import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from scenarium.core import names
 from scenarium.core.errors import ScenariumError
 from scenarium.core.hookspecs import HOOK_API
 from scenarium.core.registry import installed_plugins
 
 TEMPLATES = ("text", "image", "table", "series", "no-torch")
-LONGEST = 40
 
 
 def create(name: str, template: str = "text", parent: Path | None = None) -> Path:
@@ -54,15 +52,9 @@ def create(name: str, template: str = "text", parent: Path | None = None) -> Pat
 
 def check_name(name: str) -> None:
     """Raise unless ``name`` can be a scenario: it stands in URLs, module names and environment variables."""
-    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name) or len(name) > LONGEST:
-        raise ScenariumError("SCN-7601", name=name, suggestion=_suggestion(name))
+    names.check(name)
     if name in (plugins := installed_plugins()):
         raise ScenariumError("SCN-7604", name=name, distribution=plugins[name].distribution)
-
-
-def _suggestion(name: str) -> str:
-    snake = re.sub(r"[^a-z0-9]+", "_", re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower()).strip("_")[:LONGEST].strip("_")
-    return snake if re.match(r"[a-z]", snake) and not keyword.iskeyword(snake) else f"my_{snake}".strip("_")[:LONGEST]
 
 
 def _values(name: str, about: dict[str, Any]) -> dict[str, Any]:
