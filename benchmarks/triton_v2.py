@@ -25,6 +25,7 @@ import tritonclient.http
 
 from benchmarks import load, results
 from benchmarks.load import OURS, SERVERS
+from scenarium.core.triton.server import Server
 from tests.gateway import perf_analyzer, triton
 
 PACKAGES = ("torch", "numpy", "fastapi", "starlette", "uvicorn", "grpcio", "tritonclient")
@@ -42,14 +43,14 @@ dynamic_batching { }
 """
 
 
-def start_triton(folder: Path, version: Path) -> triton.Triton:
+def start_triton(folder: Path, version: Path) -> Server:
     """A Triton with the one model; the module and torch are those of the environment that runs this."""
     model = folder / "models" / MODEL
     (model / "1").mkdir(parents=True)
     (model / "1" / "model.py").write_text((SERVERS / "mlp_triton.py").read_text())
     (model / "config.pbtxt").write_text(CONFIG)
     os.environ |= {"MLP_PACKAGES": sysconfig.get_path("purelib"), "MLP_SERVERS": str(SERVERS), "MLP_VERSION": str(version), "OMP_NUM_THREADS": "1"}
-    return triton.Triton(folder, folder / "models")
+    return triton.start(folder, folder / "models")
 
 
 def start_ours(folder: Path, ours: load.Ours) -> tuple[subprocess.Popen[bytes], dict[str, str]]:

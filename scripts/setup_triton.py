@@ -1,21 +1,21 @@
-"""The environment of the real Triton server that the tests of the v2 protocol run against: ``.venv-triton``, from NVIDIA's wheel, without a container;
-and NVIDIA's ``perf_analyzer``, the load that benchmarks and tests of the protocol use.
+"""The environment of the real Triton server that tests and benchmarks run against: ``.venv-triton``, as ``scenarium triton start --install`` makes one, with
+torch for TorchScript; and NVIDIA's ``perf_analyzer``, the load that benchmarks and tests of the protocol use.
 
-The wheel needs NumPy 1, so it lives apart. It is for Linux on x86-64 with glibc 2.35; elsewhere the tests of that server are skipped.
+Where the wheel cannot run, the tests of that server are skipped.
 """
 
 from __future__ import annotations
 
-import platform
 import shutil
 import subprocess
-import sys
 from pathlib import Path
+
+from scenarium.core.triton import server
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".venv-triton"
-PACKAGE = "nvidia-pytriton==0.7.0"
-"""Carries tritonserver 2.51.0 with its python backend."""
+TORCH = "torch==2.13.0"
+"""The last that both NumPy 1 and the server bear."""
 PERF = "tritonclient==2.43.0"
 """An older client: its wheel carries a ``perf_analyzer`` that needs no newer glibc than the server does, where later ones carry none or a newer one."""
 PERF_FOLDER = FOLDER / "perf_analyzer"
@@ -24,24 +24,23 @@ LINKS = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12
 
 
 def main() -> None:
-    """Make it; one that is there is left alone."""
-    stamp = FOLDER / ".complete"
-    if stamp.exists() and stamp.read_text() == f"{PACKAGE}\n{PERF}":
+    """Make it; what is there is left alone."""
+    if reason := server.impossible():
+        print(f"    {reason.en}: the tests against a real Triton are skipped")
         return
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        print(f"    no {PACKAGE} for this machine: the tests against a real Triton are skipped")
+    print(f"    {FOLDER.name}: {', '.join(server.PACKAGES)}, {TORCH} and perf_analyzer …", flush=True)
+    server.install(FOLDER, TORCH)
+    stamp = PERF_FOLDER / ".complete"
+    if stamp.exists() and stamp.read_text() == PERF:
         return
-    print(f"    making {FOLDER.name} ({PACKAGE} and perf_analyzer, about 400 MB) …", flush=True)
-    subprocess.run([sys.executable, "-m", "venv", str(FOLDER)], check=True)
-    pip = [str(FOLDER / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, PACKAGE], check=True)
     shutil.rmtree(PERF_FOLDER, ignore_errors=True)
-    subprocess.run([*pip, "--no-deps", "--target", str(PERF_FOLDER), PERF], check=True)
+    pip = [str(FOLDER / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(PERF_FOLDER), PERF]
+    subprocess.run(pip, check=True)
     (vendored,) = FOLDER.glob("lib/python3.*/site-packages/nvidia_pytriton.libs")
     (PERF_FOLDER / "lib").mkdir()
     for name, pattern in LINKS.items():
         (PERF_FOLDER / "lib" / name).symlink_to(next(vendored.glob(pattern)))
-    stamp.write_text(f"{PACKAGE}\n{PERF}")
+    stamp.write_text(PERF)
 
 
 if __name__ == "__main__":

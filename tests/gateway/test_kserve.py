@@ -35,7 +35,7 @@ def server(request, shared_lab, tmp_path_factory):
     if reason := triton.missing():
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("triton")
-    found = triton.Triton(folder, triton.repository(folder / "models", TENSORS))
+    found = triton.start(folder, triton.repository(folder / "models", TENSORS))
     yield Server("triton", found.http, found.grpc, found)
     found.stop()
 

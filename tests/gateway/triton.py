@@ -1,29 +1,18 @@
-"""A real Triton server with python backends that do what the scenarios of ``v2_servers`` do.
-
-Its wheel keeps the parts of the backend apart and expects a container around it: the folder that ``backends`` makes, and the two variables of
-``start``, are what it needs without one.
-"""
+"""A real Triton server with python backends that do what the scenarios of ``v2_servers`` do."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import os
-import platform
-import signal
 import socket
-import subprocess
-import sys
-import sysconfig
-import time
 from pathlib import Path
 from types import ModuleType
 
-import httpx
+from scenarium.core.errors import ScenariumError
+from scenarium.core.triton.server import Server as Server
+from scenarium.core.triton.server import installed
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".venv-triton"
-STUB = "triton_python_backend_stub"
 
 HEAD = """
 import json, os, signal, time
@@ -80,12 +69,10 @@ class TritonPythonModel:
 
 def missing() -> str | None:
     """Why Triton cannot run here, if so."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return "NVIDIA's wheel of Triton is for Linux on x86-64"
-    if not (FOLDER / ".complete").exists():
-        return "needs .venv-triton: python scripts/setup_triton.py"
-    if not sysconfig.get_config_var("Py_ENABLE_SHARED"):
-        return "Triton's python backend needs a Python with a shared library"
+    try:
+        installed(FOLDER)
+    except ScenariumError as fault:
+        return str(fault)
     return None
 
 
@@ -121,57 +108,7 @@ def repository(folder: Path, tensors: ModuleType) -> Path:
     return folder
 
 
-def backends(folder: Path, installed: Path) -> Path:
-    """The folder of backends: the library as a copy (it may not lie elsewhere), the stub as a link (a copy finds its own libraries no more)."""
-    python = folder / "python"
-    python.mkdir(parents=True)
-    for file in ("libtriton_python.so", "triton_python_backend_utils.py"):
-        (python / file).write_bytes((installed / "backends" / "python" / file).read_bytes())
-    (python / STUB).symlink_to(installed / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}" / STUB)
-    return folder
-
-
-class Triton:
-    """A server that runs."""
-
-    def __init__(self, folder: Path, models: Path) -> None:
-        """Start one over a model repository."""
-        (installed,) = FOLDER.glob("lib/python3.*/site-packages/pytriton/tritonserver")
-        self.log = folder / "triton.log"
-        ports = [_free_port(), _free_port()]
-        self.http, self.grpc = (f"127.0.0.1:{port}" for port in ports)
-        command = [
-            *(str(installed / "bin" / "tritonserver"), f"--model-repository={models}", f"--backend-directory={backends(folder / 'backends', installed)}"),
-            *("--http-address=127.0.0.1", f"--http-port={ports[0]}", "--grpc-address=127.0.0.1", f"--grpc-port={ports[1]}"),
-            *("--model-control-mode=explicit", *(f"--load-model={path.name}" for path in models.iterdir()), "--disable-auto-complete-config"),
-            *("--exit-timeout-secs=5", "--allow-metrics=false"),
-        ]
-        # The first python3 on PATH gives the packages, the library path its interpreter; else the distribution's would come in.
-        environ = os.environ | {"PATH": f"{FOLDER / 'bin'}:/usr/bin:/bin", "LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR"))}
-        with self.log.open("wb") as log:
-            self.popen = subprocess.Popen(command, stdout=log, stderr=log, env=environ)
-        try:
-            self._wait()
-        except BaseException:
-            self.stop()
-            raise
-
-    def _wait(self, timeout: float = 180.0) -> None:
-        until = time.monotonic() + timeout
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"http://{self.http}/v2/health/ready").status_code == 200:
-                    return
-            if self.popen.poll() is not None or time.monotonic() > until:
-                raise AssertionError(f"Triton did not start: {self.log.read_text(errors='replace')[-3000:]}")
-            time.sleep(0.1)
-
-    def stop(self) -> None:
-        """End it."""
-        if self.popen.poll() is None:
-            self.popen.send_signal(signal.SIGTERM)
-        try:
-            self.popen.wait(20)
-        except subprocess.TimeoutExpired:
-            self.popen.kill()
-            self.popen.wait()
+def start(folder: Path, models: Path, *options: str) -> Server:
+    """A server over a model repository. Its log is ``triton.log`` in ``folder``."""
+    ports = (_free_port(), _free_port(), _free_port())
+    return Server(FOLDER, models, ports, log=folder / "triton.log", options=options)

@@ -103,7 +103,7 @@ class ServeConfig(Section):
     """How the scenario is served; the only section that a gateway reads from `scenarios.toml`."""
 
     engine: str = "torch"
-    """What runs the forward: `torch`, `onnx`, `openvino` or `triton`."""
+    """What runs the forward: `torch`, `onnx`, `openvino`, `openvino:bf16` or `triton`. An optimised version keeps its own, unless this is `triton`."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda:N`."""
     workers: int = Field(1, gt=0)
@@ -134,6 +134,10 @@ class ServeConfig(Section):
     """Bytes of answers that the gateway keeps and gives to identical requests; pure scenarios alone. 0: none are kept."""
     cache_ttl_s: float = Field(300, gt=0)
     """How long an answer is kept."""
+    triton_url: str = Field("127.0.0.1:8001", pattern=r"^[^\s/:]+:\d+$|^\[[^\s]+\]:\d+$")
+    """For `engine = "triton"`: `HOST:PORT` of Triton's gRPC protocol."""
+    triton_model: str | None = None
+    """For `engine = "triton"`: the model's name there; None: the scenario's."""
     upstream: str | None = Field(None, pattern=r"^https?://[^\s]+$")
     """Address of another server of the OpenAI API (vLLM or any), as `http://host:8000/v1`, that answers what comes for this scenario below `/v1`."""
     upstream_model: str | None = None

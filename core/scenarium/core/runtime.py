@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from scenarium.core import devices
 from scenarium.core.bodies import decode
+from scenarium.core.calls import SERVED, Served
 from scenarium.core.errors import ScenariumError
 from scenarium.core.manifest import Manifest
 from scenarium.core.registry import Scenario
@@ -35,20 +36,24 @@ class Times:
 class Runtime:
     """A scenario with its state, processor and loaded model."""
 
-    def __init__(self, scenario: Scenario, state: dict[str, Any], folder: Path, device: str = "cpu", traits: Traits | None = None) -> None:
+    def __init__(self, scenario: Scenario, state: dict[str, Any], folder: Path, device: str = "cpu", traits: Traits | None = None, version: int = 0) -> None:
         hook, config = scenario.hook, scenario.config
         self.scenario = scenario
         self.preprocess, self.predict_batch, self.postprocess = direct(hook.preprocess), direct(hook.predict_batch), direct(hook.postprocess)
         self.state = state
-        self.version = 0
-        """Number of the stored version."""
+        self.version = version
+        """Number of the stored version; 0: it is not in the store yet."""
         self.schema = hook.schema(config=config)
         self.traits = traits or hook.traits(config=config)
         self.signature: Signature = hook.signature(config=config, state=state)
         self.processor = hook.processor(config=config, state=state)
         self.fits: dict[Any, int] = {}
         """Most items of a batch for which the device had memory, by bucket, where it had none for more."""
-        self.model = hook.load(config=config, state=state, signature=self.signature, version=folder, device=device)
+        served = SERVED.set(Served(scenario.name, version, config.serve))
+        try:
+            self.model = hook.load(config=config, state=state, signature=self.signature, version=folder, device=device)
+        finally:
+            SERVED.reset(served)
 
     @classmethod
     def open(cls, scenario: Scenario, folder: Path, manifest: Manifest, device: str = "cpu") -> Runtime:
@@ -62,8 +67,7 @@ class Runtime:
         acceptance.check_plugin(scenario, manifest)
         stored = acceptance.stored_config(scenario, manifest)
         state = json.loads((folder / STATE).read_text(encoding="utf8"))
-        runtime = cls(scenario.with_config(stored), state, folder, device, manifest.traits)
-        runtime.version = manifest.version
+        runtime = cls(scenario.with_config(stored), state, folder, device, manifest.traits, manifest.version)
         acceptance.check_answer(runtime, manifest)
         return runtime
 

@@ -8,6 +8,7 @@ import json
 import os
 import time
 import traceback
+from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 from scenarium.core.devices import DeviceMemory
@@ -43,6 +44,9 @@ class Owner(Protocol):
     def logged(self, link: WorkerLink, rid: int, entry: dict[str, Any]) -> None:
         """A masked log entry."""
 
+    def called(self, calls: Mapping[str, int], breaker: str) -> str:
+        """What became of calls of its model to another server; the breaker's state, where that is one."""
+
     def said(self, link: WorkerLink, line: str) -> None:
         """A line that the process printed."""
 
@@ -68,6 +72,8 @@ class WorkerLink(asyncio.Protocol):
         self.load_ms = self.threads = self.seat = 0
         self.device_memory: DeviceMemory | None = None
         """What it said last of its accelerator."""
+        self.breaker: str | None = None
+        """The state of its way to another server; None: it has none."""
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[dict[str, Any] | None] = loop.create_future()
         """The worker's fault (see ``frames``), or None when it can serve. ``ConnectionError`` if it died before."""
@@ -244,6 +250,10 @@ class WorkerLink(asyncio.Protocol):
             self._device(json.loads(bytes(body[8:]) or b"null"))
             if pong and not pong.done():
                 pong.set_result(None)
+        elif kind == frames.FIGURES:
+            told = json.loads(bytes(body))
+            calls = {str(outcome): int(count) for outcome, count in dict(told["calls"]).items()}
+            self.breaker = self.owner.called(calls, str(told["breaker"]))
         elif kind == frames.LOG:
             self.owner.logged(self, frames.RID.unpack_from(body)[0], dict(json.loads(bytes(body[8:]))))
         else:

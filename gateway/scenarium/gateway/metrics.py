@@ -23,6 +23,9 @@ BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 OUTCOMES = ("ok", "client_error", "server_error", "busy", "deadline", "cancelled")
 ENDED: tuple[JobState, ...] = ("done", "failed", "cancelled")
 FRAMES = ("answered", "failed", "dropped")
+CALLS = ("ok", "failed", "deadline", "cancelled", "refused")
+"""``refused``: by the breaker, so Triton was not asked."""
+BREAKER = ("closed", "open", "reloading")
 STEPS = ("queue", "preprocess", "forward", "postprocess")
 
 
@@ -58,6 +61,25 @@ class LiveFigures:
         self.frames = dict.fromkeys(FRAMES, 0)
 
 
+class Calls:
+    """What became of the calls of a scenario's workers to Triton."""
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(CALLS, 0)
+
+    def called(self, calls: Mapping[str, int], breaker: str) -> str:
+        """Count calls by outcome. What is told by a worker, which runs a plugin's code, is held to the closed sets.
+
+        Raises:
+            ValueError: no such outcome or state.
+        """
+        if not calls.keys() <= self.counts.keys() or breaker not in BREAKER:
+            raise ValueError(f"figures of calls {dict(calls)}, {breaker!r}")
+        for outcome, count in calls.items():
+            self.counts[outcome] += max(0, count)
+        return breaker
+
+
 class Stats:
     """The figures of one scenario."""
 
@@ -68,6 +90,7 @@ class Stats:
         self.batches = Histogram(tuple(map(float, BATCH)))
         self.restarts = 0
         self.live = LiveFigures()
+        self.upstream = Calls()
         self._queue, self._preprocess, self._forward, self._postprocess = (self.steps[step].observe for step in STEPS)
         self.batch: Callable[[float], None] = self.batches.observe
 
@@ -138,11 +161,25 @@ class GatewayCollector(Collector):
                 lost.add_metric((), self.gateway.audit.lost)
         families: Iterable[Metric] = (rejected, keys, written, lost, requests, restarts, latency, steps, batches, depth, running, workers, version, state)
         yield from families
+        yield from self._triton()
         yield from self._live()
         yield from self._jobs()
         yield from self._caches()
         yield from self._memory()
         yield from self._rollouts()
+
+    def _triton(self) -> Iterator[Metric]:
+        calls = CounterMetricFamily("scenarium_triton_requests", "Batches meant for Triton, by what became of them", labels=("scenario", "outcome"))
+        breaker = GaugeMetricFamily("scenarium_triton_breaker", "Workers by the state of their circuit breaker to Triton", labels=("scenario", "state"))
+        for name, service in self.services.items():
+            if service.config.engine != "triton":
+                continue
+            for outcome, count in service.stats.upstream.counts.items():
+                calls.add_metric((name, outcome), count)
+            states = [link.breaker for link in service.links()]
+            for state in BREAKER:
+                breaker.add_metric((name, state), states.count(state))
+        yield from (calls, breaker)
 
     def _live(self) -> Iterator[Metric]:
         connections = GaugeMetricFamily("scenarium_live_connections", "WebSockets that are open", labels=("scenario",))

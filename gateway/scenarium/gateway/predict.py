@@ -324,6 +324,8 @@ class Predict(Endpoint):
             headers = [kind, (b"x-request-id", call.rid_header), (b"x-scenarium-version", b"%d" % outcome.version)]
             if found:
                 headers.append((b"x-scenarium-cache", found.encode()))
+            if outcome.status == 503:
+                headers.append(RETRY_AFTER)
             await send_body(send, outcome.status, headers, outcome.body)
         else:
             await send_problem(send, failed(service, request, outcome, limit_ms), call, outcome.version)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -181,6 +181,9 @@ class Service:
         request = self.batcher.find(link, rid)
         about = {"scenario": self.name, **(request.about() if request else {})}
         logs.event("info", "payload", **about, **{key: value for key, value in entry.items() if key not in about and key not in _OWN})
+
+    def called(self, calls: Mapping[str, int], breaker: str) -> str:
+        return self.stats.upstream.called(calls, breaker)
 
     def said(self, link: WorkerLink, line: str) -> None:
         self._lines += 1
@@ -385,5 +388,10 @@ class Service:
 
 def zygote_kind(config: ServeConfig, manifest: Manifest) -> Literal["bare", "torch"]:
     """Which zygote forks the workers of a version."""
-    torch = bool(manifest.inputs) or any(module.partition(".")[0] in TORCH_MODULES for module in manifest.preload)
-    return "torch" if config.engine == "torch" and torch else "bare"
+    torch = bool(manifest.inputs) or any(map(brings_torch, manifest.preload))
+    return "torch" if manifest.serving(config).engine == "torch" and torch else "bare"
+
+
+def brings_torch(module: str) -> bool:
+    """Whether importing ``module`` imports torch."""
+    return module.partition(".")[0] in TORCH_MODULES

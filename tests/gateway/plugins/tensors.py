@@ -9,6 +9,7 @@ import time
 import numpy as np
 
 from scenarium.core import BadInput, Field, Request, Response, Schema, Signature, TensorSpec, Traits, hookimpl
+from scenarium.core.engines import open_engine
 
 INPUTS = (TensorSpec("X", "float32", (4,)), TensorSpec("IDS", "int64", (-1,)))
 OUTPUTS = (TensorSpec("SUMS", "float32", (2,)), TensorSpec("COUNT", "int64", ()), TensorSpec("ODD", "bool", (4,)))
@@ -65,7 +66,9 @@ def signature():
 
 
 @hookimpl
-def load():
+def load(config, signature, version, device):
+    if config.serve.engine == "triton":
+        return open_engine("triton", version, signature, device, build=lambda: None)
     return forward
 
 

@@ -30,6 +30,7 @@ end       68   as item; closes a stream, the body is empty where status is 200
 fault     69   JSON: why the worker cannot serve (``code``, ``en``, ``zh``: problem details); it exits after it
 pong      70   ``token: u64``, then JSON: the accelerator's ``[name, bytes held, bytes free, bytes in all]``, or null
 log       71   ``rid: u64``, then JSON: one masked log entry
+figures   72   JSON: ``calls`` of the model to another server since the last such frame, by what became of them, and the ``breaker``'s state
 ========= ==== ====================================================================================================
 """
 
@@ -44,7 +45,7 @@ from typing import Any, NamedTuple
 PROTO = 1
 
 HELLO, BATCH, CANCEL, DRAIN, PING = 1, 2, 3, 4, 5
-READY, ITEM, CHUNK, END, FAULT, PONG, LOG = 65, 66, 67, 68, 69, 70, 71
+READY, ITEM, CHUNK, END, FAULT, PONG, LOG, FIGURES = 65, 66, 67, 68, 69, 70, 71, 72
 
 HEAD = struct.Struct("<IB")
 RID = struct.Struct("<Q")

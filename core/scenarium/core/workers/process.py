@@ -68,6 +68,7 @@ def serve(sock: socket.socket, alone: bool = True) -> None:
     worker = Worker(sock, reader, runtime, spans, alone)
     worker.send(frames.json_frame(frames.READY, ready))
     worker.run()
+    runtime.close()
     if spans:
         spans.close()
 

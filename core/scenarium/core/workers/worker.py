@@ -14,13 +14,16 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel
 from pydantic_core import to_json
 
 from scenarium.core import devices
+from scenarium.core.calls import CALL, Call
 from scenarium.core.errors import ScenariumError
 from scenarium.core.runtime import Runtime, Times
 from scenarium.core.spans import PARENT
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
 TAKEOVER_S = 0.02
 """A batch that takes longer is long."""
+FIGURES_S = 1.0
+"""How often the gateway is told of a model's calls to another server, at most."""
 
 
 class Open(NamedTuple):
@@ -59,6 +64,9 @@ class Worker:
         self.cancelled: set[int] = set()
         self.open: set[int] = set()
         self.draining = False
+        self._calls: list[Call] = []
+        self._figures = getattr(runtime.model, "figures", None)
+        self._told = 0.0
         self._write = threading.Lock()
         self._turn = threading.Lock()
         """Guards ``_busy`` and ``_listening``."""
@@ -138,7 +146,10 @@ class Worker:
                     (rid,) = frames.RID.unpack(body)
                     if rid in self.open:
                         self.cancelled.add(rid)
+                        for call in tuple(self._calls):
+                            call.drop(rid)
                 elif kind == frames.PING:
+                    self._tell(0.0)
                     self.send(frames.rid_frame(frames.PONG, frames.RID.unpack(body)[0], to_json(devices.memory_of(self.runtime.model))))
                 elif kind == frames.DRAIN:
                     self.draining = True
@@ -200,7 +211,9 @@ class Worker:
             except Exception as fault:
                 out.append(self._problem(entry, fault, times, began))
         times.preprocess = int((time.monotonic() - began) * 1e9)
-        for entry, request, answer in zip(asked, requests, self.runtime.predict(requests, times), strict=True):
+        with self._calling(asked):
+            answers = self.runtime.predict(requests, times)
+        for entry, request, answer in zip(asked, requests, answers, strict=True):
             out.append(self._finish(entry, request, answer, times, began))
         for entry in batch:
             self._close(entry.item.rid)
@@ -223,7 +236,8 @@ class Worker:
                 self._log(batch[place], request, outcome)
 
         times = Times()
-        answers = self._inference.answers([entry.item for entry in batch], times, log)
+        with self._calling(batch):
+            answers = self._inference.answers([entry.item for entry in batch], times, log)
         times.postprocess = max(0, int((time.monotonic() - began) * 1e9) - times.preprocess - times.forward)
         out = []
         for entry, answer in zip(batch, answers, strict=True):
@@ -275,6 +289,31 @@ class Worker:
         self.send(self._answer(entry, status, times, began, body, frames.END))
         if spans:
             spans.end(times)
+
+    @contextmanager
+    def _calling(self, batch: list[Open]) -> Iterator[None]:
+        """Let the model know until when anyone waits for this batch, where it asks another server; and the gateway what became of its calls."""
+        if self._figures is None or not batch:
+            yield
+            return
+        call = Call((entry.item.rid for entry in batch), max(entry.since + entry.item.remaining_ms / 1000 for entry in batch))
+        self._calls.append(call)
+        for entry in batch:
+            if entry.item.rid in self.cancelled:  # while the call was made
+                call.drop(entry.item.rid)
+        token = CALL.set(call)
+        try:
+            yield
+        finally:
+            CALL.reset(token)
+            self._calls.remove(call)
+            self._tell(FIGURES_S)
+
+    def _tell(self, seconds: float) -> None:
+        """Send the model's figures, unless that was done within so many seconds."""
+        if self._figures is not None and (now := time.monotonic()) - self._told >= seconds:
+            self._told = now
+            self.send(frames.json_frame(frames.FIGURES, self._figures()))
 
     def _close(self, rid: int) -> None:
         self.open.discard(rid)

@@ -1,0 +1,1 @@
+"""NVIDIA's Triton Inference Server beside the gateway: its environment, its process, its backends."""
