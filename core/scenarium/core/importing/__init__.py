@@ -99,7 +99,9 @@ def check_name(registry: Registry, store: Store, name: str, plugin: str = TENSOR
     from scenarium.core.names import check
 
     check(name)
-    taken = registry.names().get(name) or (name if name in registry.plugins else None)
+    taken = registry.names().get(name)
+    if name in registry.plugins:
+        raise ScenariumError("SCN-5111", name=name, plugin=name)
     if taken is None and (numbers := store.versions(name)):
         taken = store.manifest(name, numbers[-1]).plugin.name
     if taken not in (None, plugin):

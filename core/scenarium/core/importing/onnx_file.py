@@ -152,7 +152,7 @@ def inspect(path: Path, source: object, known: Batch | None = None) -> TensorMod
         for batch in _kinds(inputs):
             specs = [tensor.spec(batch) for tensor in inputs]
             rng = np.random.default_rng(0)
-            rows = [known or {spec.name: generated(spec, 1, length, rng)[0] for spec in specs} for _ in range(ROWS)]
+            rows = [known or {spec.name: np.asarray(generated(spec, 1, length, rng)[0]) for spec in specs} for _ in range(ROWS)]
             if known is not None and any(known[spec.name].ndim != len(spec.shape) for spec in specs):
                 continue
             try:
