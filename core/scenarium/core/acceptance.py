@@ -48,13 +48,13 @@ def check_plugin(scenario: Scenario, manifest: Manifest) -> None:
 
 
 def stored_config(scenario: Scenario, manifest: Manifest) -> ScenarioConfig:
-    """The settings that a version was trained with, and ``serve`` as it is configured now.
+    """The settings that a version was trained with, and ``serve`` as it is configured now (an optimised version has its own engine).
 
     Raises:
         ScenariumError: SCN-5003: the installed plugin no longer takes these settings.
     """
     try:
-        return type(scenario.config).model_validate({**manifest.config, "serve": scenario.config.serve.model_dump()})
+        return type(scenario.config).model_validate({**manifest.config, "serve": manifest.serving(scenario.config.serve).model_dump()})
     except ValidationError as fault:
         first = fault.errors(include_url=False)[0]
         field, why = ".".join(map(str, first["loc"])), reason(first)

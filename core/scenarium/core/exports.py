@@ -33,7 +33,7 @@ def write(run: Run, runtime: Runtime, rows: Sequence[Row]) -> str:
     if not runtime.signature.inputs:
         return "none: the scenario has no tensor signature"
     try:
-        batch = _batch(runtime, rows)
+        batch = inputs(runtime, rows[:ROWS])
         if not run.exports:
             if module is None:
                 return "none: the plugin loads a model of its own"
@@ -51,11 +51,15 @@ def write(run: Run, runtime: Runtime, rows: Sequence[Row]) -> str:
         return f"none: {fault.title()}"
 
 
-def _batch(runtime: Runtime, rows: Sequence[Row]) -> Batch:
-    """Held-out rows as a client would send them, or the sample where no row was held out, as inputs of the forward."""
+def inputs(runtime: Runtime, rows: Sequence[Row]) -> Batch:
+    """Rows as a client would send them, or the sample where there is none, as inputs of the forward.
+
+    Raises:
+        ScenariumError: SCN-3008: ``preprocess`` does not return the inputs of the signature.
+    """
     hook, config = runtime.scenario.hook, runtime.scenario.config
     try:
-        requests = [hook.request(config=config, row=row) for row in rows[:ROWS]] or [hook.sample(config=config)]
+        requests = [hook.request(config=config, row=row) for row in rows] or [hook.sample(config=config)]
     except ValidationError:  # the rows that 'evaluate' returned are in a form of its own
         requests = [hook.sample(config=config)]
     items = [hook.preprocess(config=config, processor=runtime.processor, request=request) for request in requests]
@@ -63,8 +67,8 @@ def _batch(runtime: Runtime, rows: Sequence[Row]) -> Batch:
     if not all(isinstance(item, dict) and all(name in item for name in names) for item in items):
         reason = Words("the hook 'preprocess' does not return the inputs of the signature", "钩子 'preprocess' 返回的不是签名中的输入")
         raise ScenariumError("SCN-3008", reason=reason)
-    inputs: Batch = hook.collate(config=config, signature=runtime.signature, batch=[{name: np.asarray(item[name]) for name in names} for item in items])
-    return inputs
+    found: Batch = hook.collate(config=config, signature=runtime.signature, batch=[{name: np.asarray(item[name]) for name in names} for item in items])
+    return found
 
 
 def _check(run: Run, runtime: Runtime, batch: Batch) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from scenarium.core.types import Baseline, Disagreement, Metric, Signature, TensorSpec, Traits
+
+if TYPE_CHECKING:
+    from scenarium.core.config import ServeConfig
 
 FORMAT = 1
 
@@ -33,6 +36,17 @@ class FileRef(Part):
 
     sha256: str
     size: int
+
+
+class Optimised(Part):
+    """What ``scenarium optimize`` made of an earlier version."""
+
+    source: int
+    """Number of the version that it was made from."""
+    engine: str
+    """The engine that it was measured with and is served by."""
+    precision: str
+    """``fp32``, ``bf16`` or ``int8``."""
 
 
 class Manifest(Part):
@@ -69,6 +83,7 @@ class Manifest(Part):
     """The data manifest (``scenarium.core.datasets``)."""
     data_origin: str = "real"
     exports: list[str] = []
+    optimised: Optimised | None = None
     tags: dict[str, str] = {}
     packages: dict[str, str] = {}
     """Installed distributions that the plugin depends on, with versions."""
@@ -82,6 +97,12 @@ class Manifest(Part):
     def signature(self) -> Signature:
         """The tensor signature."""
         return Signature(tuple(self.inputs), tuple(self.outputs))
+
+    def serving(self, config: ServeConfig) -> ServeConfig:
+        """``config`` for this version: an optimised one is served by its own engine, here or in Triton, whatever the others are served by."""
+        if self.optimised is None or config.engine == "triton":
+            return config
+        return config.model_copy(update={"engine": self.optimised.engine})
 
     @property
     def traits(self) -> Traits:

@@ -140,7 +140,7 @@ def choose(registry: Registry, names: Sequence[str]) -> Chosen:
 
 def requirements(registry: Registry, names: Sequence[str]) -> list[str]:
     """``scenarium`` with the extras that the scenarios' engines need, the plugins' distributions and all extensions, with the versions that are installed."""
-    engines = {registry.serve_config(name).engine for name in names} & {"onnx", "openvino"}
+    engines = {registry.serve_config(name).engine.partition(":")[0] for name in names} & {"onnx", "openvino"}
     extras = sorted([*(engine for engine in engines if engine in _extras("scenarium")), *(["redis"] if _gateway(registry).redis else [])])
     wanted = f"[{','.join(extras)}]" if extras else ""
     found = {"scenarium": f"scenarium{wanted}=={_public('scenarium')}"}

@@ -181,7 +181,7 @@ class Memory:
         config = service.config
         found = self.sizes.get((service.name, version.number, config.engine))
         if found is None:
-            unused = ".safetensors" if config.engine == "onnx" else ".onnx"
+            unused = ".onnx" if version.manifest.serving(config).engine == "torch" else ".safetensors"
             files = sum(file.size for name, file in version.manifest.files.items() if not name.endswith(unused))
             device = device_of(config, service.zygote_kind(version))
             found = Counter({HOST: files + OVERHEAD} | ({device: files + CONTEXT} if device else {}))
