@@ -197,6 +197,48 @@ def test_a_client_that_leaves_has_its_frame_cancelled(server, lab, tmp_path, pol
     lab.until(lambda: figure(server, "scenarium_live_connections", scenario="unit") == 0)
 
 
+def test_a_text_that_is_none(server):
+    async def main():
+        async with connect(ws(server)) as live:
+            await live.send(b'{"text": "\xff"}', text=True)
+            with pytest.raises(ConnectionClosed):
+                await live.recv()
+            assert live.close_code == 1007
+
+    asyncio.run(main())
+    assert not server.noise
+    assert not [event for event in server.events if "UTF-8" in str(event)]
+
+
+def test_a_message_comes_in_few_pieces_and_in_time(server):
+    async def pieces(count, pause=0.0):
+        for _ in range(count):
+            yield b"x"
+            await asyncio.sleep(pause)
+
+    async def main():
+        async with connect(ws(server, "picture")) as live:
+            await live.send(pieces(1000))
+            assert json.loads(await live.recv())["answer"]["size"] == 1000
+            with pytest.raises(ConnectionClosed):
+                await live.send(pieces(3000))
+            assert live.close_code == 1009
+        async with connect(ws(server, "picture")) as live:
+            began = time.monotonic()
+            with pytest.raises(ConnectionClosed):
+                await live.send(pieces(100, 0.1))
+            assert live.close_code == 1008
+            assert 1 < time.monotonic() - began < 5
+        async with connect(ws(server, "picture")) as live:
+            await asyncio.sleep(2.5)  # nothing is owed between messages
+            await live.send(b"x")
+            assert json.loads(await live.recv())["status"] == 200
+
+    before = figure(server, "scenarium_rejected_total", reason="slow")
+    asyncio.run(main())
+    assert figure(server, "scenarium_rejected_total", reason="slow") == before + 1
+
+
 def test_who_reads_no_answers_is_cut_off(server, lab):
     before = figure(server, "scenarium_rejected_total", reason="slow")
     large = frame("x" * 400_000)
