@@ -31,7 +31,8 @@ STREAMS = 8
 TOKENS = 32
 TIMES = 5
 """Single streams in a round."""
-THREADS = len(os.sched_getaffinity(0))
+THREADS = 1
+"""Of the model on each side: more of them wait for each other by spinning, which on a shared machine measures the neighbours."""
 PLAIN = {"temperature": 0, "repetition_penalty": 1, "top_k": 0, "top_p": 1}
 """Greedy: what is drawn costs the same, but ends where it likes."""
 TOPICS = ("a river", "the sea", "an old house", "two friends", "a long winter", "the first train", "a small town", "the night sky")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -9,6 +10,8 @@ import socket
 import time
 
 import pytest
+
+from scenarium.gateway.connections import Joined
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +211,33 @@ def test_a_client_that_takes_no_answer_is_let_go(gateway):
         while rejected(gateway, "slow") == before and time.monotonic() < end:
             time.sleep(0.1)
     assert rejected(gateway, "slow") == before + 1
+
+
+# ── writes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_head_and_body_of_an_answer_are_one_write_and_nothing_waits_longer_than_a_turn():
+    ours, peer = socket.socketpair()
+    peer.setblocking(False)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+        joined = Joined(transport, lambda: False)
+        joined.write(b"head,")
+        with pytest.raises(BlockingIOError):
+            peer.recv(100)
+        joined.write(b"body")
+        assert peer.recv(100) == b"head,body"
+        joined.write(b"part")
+        await asyncio.sleep(0)
+        assert peer.recv(100) == b"part"
+        joined.write(b"last")
+        joined.close()
+        assert peer.recv(100) == b"last"
+        joined.write(b"too late")
+        await asyncio.sleep(0)
+        assert peer.recv(100) == b""
+
+    with peer:
+        asyncio.run(main())
