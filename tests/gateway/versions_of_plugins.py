@@ -11,22 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from scenarium.core.hookspecs import hookimpl
 from scenarium.core.kit.subject import Subject
-from scenarium.core.registry import Scenario
 from scenarium.core.store import PRODUCTION, Store
 from scenarium.core.types import Row
 
 COUNT = 120
-
-
-class NoExport:
-    """Tracing a model takes longer than all the rest."""
-
-    @staticmethod
-    @hookimpl(tryfirst=True)
-    def export() -> list[str]:
-        return []
 
 
 def pictures(labels: tuple[str, str]) -> list[Row]:
@@ -58,14 +47,13 @@ ROWS: dict[str, Any] = {
 """Rows of each plugin; None: its own data are read in a second."""
 
 
-def make(store: Store, work: Path, *names: str) -> None:
+def make(store: Store, work: Path, *names: str, export: bool = False) -> None:
     """A production version of each plugin in the store."""
     for name in names or ROWS:
         subject = Subject.open(name, work)
-        subject.scenario = Scenario(name, subject.scenario.plugin, subject.scenario.settings, {**subject.scenario.extensions, "no export": NoExport})
         if ROWS[name]:
             subject.probe.rows = ROWS[name]()
         subject.work = Path(store.root).parent
-        subject.train(Path(store.root).name, f"runs-{name}")
+        subject.train(Path(store.root).name, f"runs-{name}", export=export)
         if not store.aliases(name)["aliases"]:  # it is not better than its floor, of course
             store.set_alias(name, PRODUCTION, 1, "test")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,24 @@ class Killed(BaseException):
     """Stands for the SIGKILL of a training."""
 
 
+class NoExport:
+    """An extension that leaves the export out, which takes longer than the small training."""
+
+    @staticmethod
+    @hookimpl(tryfirst=True)
+    def export() -> list[str]:
+        """Export nothing."""
+        return []
+
+
 class Probe:
     """Wraps some hooks of the scenario under check."""
 
     def __init__(self) -> None:
         self.rows: list[Row] | None = None
         """Rows that stand in for the plugin's sources."""
+        self.read: dict[str, list[Row]] = {}
+        """The rows of each source, which is read once."""
         self.kill_at: int | None = None
         self.losses: list[float] = []
         """When ``loss`` was called in training mode, seconds on the monotonic clock."""
@@ -50,10 +63,18 @@ class Probe:
 
     @hookimpl(wrapper=True)
     def sources(self) -> Generator[None, Sequence[Source], Sequence[Source]]:
-        """Put ``rows`` in the place of the sources."""
+        """Put ``rows`` in the place of the sources, or read each of them once."""
         found = yield
         rows = self.rows
-        return found if rows is None else (Source("sample", "generated", "CC0-1.0", lambda paths: rows),)
+        return [self._once(source) for source in found] if rows is None else (Source("sample", "generated", "CC0-1.0", lambda paths: rows),)
+
+    def _once(self, source: Source) -> Source:
+        def read(paths: list[Path]) -> Sequence[Row]:
+            if source.name not in self.read:
+                self.read[source.name] = list(source.read(paths))
+            return [dict(row) for row in self.read[source.name]]
+
+        return dataclasses.replace(source, read=read) if isinstance(source, Source) else source
 
     @hookimpl(wrapper=True)
     def model(self) -> Generator[None, Any, Any]:

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ValidationError
 
 from scenarium.core.difference import difference
 from scenarium.core.errors import ScenariumError
-from scenarium.core.kit.bad import bad_bodies
 from scenarium.core.kit.checks import NotApplicable, check, raised
 from scenarium.core.kit.child import Report, run_child
 from scenarium.core.kit.data_checks import agrees
@@ -95,8 +94,7 @@ def request_unchanged(s: Subject) -> None:
 @check("bronze", "serve", "错误的输入得到 4xx，从不 5xx", after=("answer-valid", "forbids-extras"))
 def bad_input(s: Subject) -> None:
     """Bad input is answered with 4xx or answered well, never with 5xx"""
-    for bad in bad_bodies(s.hook.sample(config=s.config)):
-        answer = _send(s, bad.body, bad.content_type)
+    for bad, answer in s.bad_answers:
         if isinstance(answer, ScenariumError) and answer.status < 500:
             continue
         if isinstance(answer, Exception):
@@ -111,8 +109,7 @@ def bad_input(s: Subject) -> None:
 @check("silver", "serve", "错误的字段在 422 中被指明", after=("bad-input",))
 def names_field(s: Subject) -> None:
     """A 422 names the field at fault"""
-    for bad in bad_bodies(s.hook.sample(config=s.config)):
-        answer = _send(s, bad.body, bad.content_type)
+    for bad, answer in s.bad_answers:
         if bad.field and isinstance(answer, ScenariumError) and bad.field not in (answer.field or ""):
             raise ScenariumError("SCN-7510", what=bad.what, what_zh=bad.what_zh, wants=bad.field, got=answer.field)
 
@@ -204,13 +201,6 @@ def _answers(answers: list[BaseModel | Exception]) -> list[Any]:
         if isinstance(answer, Exception):
             raise answer
     return [answer.model_dump(mode="json") for answer in answers if isinstance(answer, BaseModel)]
-
-
-def _send(s: Subject, body: bytes, content_type: str) -> BaseModel | Exception:
-    try:
-        return s.runtime.predict([s.runtime.decode(body, content_type)])[0]
-    except ScenariumError as error:
-        return error
 
 
 def _bad_answer(s: Subject, answer: object) -> str | None:

@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from scenarium.core import datasets, pipeline
 from scenarium.core.errors import ScenariumError
+from scenarium.core.kit.bad import Bad, bad_bodies
 from scenarium.core.kit.checks import CHECKS, Tier, all_checks
-from scenarium.core.kit.probe import Probe
+from scenarium.core.kit.probe import NoExport, Probe
 from scenarium.core.kit.rows import generated_rows
 from scenarium.core.progress import Progress
 from scenarium.core.registry import PLUGINS, Plugin, Registry, Scenario
@@ -160,16 +161,23 @@ class Subject:
         assert self.data
         return self.train("store", "runs")
 
-    def train(self, store: str, work: str, *, resume: bool = False) -> Version:
+    def train(self, store: str, work: str, *, resume: bool = False, export: bool = True) -> Version:
         """One small training by the real pipeline, with these folders of the subject's own. It is not recorded in MLflow."""
+        scenario = self.scenario if export else self.without_export()
         before = os.environ.get(TRACKING)
         os.environ[TRACKING] = ""
         try:
-            return pipeline.train(self.scenario, Store(str(self.work / store)), self.work / work, resume=resume).version
+            return pipeline.train(scenario, Store(str(self.work / store)), self.work / work, resume=resume).version
         finally:
             del os.environ[TRACKING]
             if before is not None:
                 os.environ[TRACKING] = before
+
+    def without_export(self) -> Scenario:
+        """The scenario, whose trainings leave the export out."""
+        found = Scenario(self.name, self.scenario.plugin, self.scenario.settings, {**self.scenario.extensions, "no export": NoExport})
+        found.__dict__["implementation"] = self.scenario.implementation
+        return found
 
     @cached_property
     def runtime(self) -> Runtime:
@@ -189,6 +197,17 @@ class Subject:
         assert self.trained
         sample = self.hook.sample(config=self.config)
         return [sample, *(request for request in self.probe.requests if request != sample)]
+
+    @cached_property
+    def bad_answers(self) -> list[tuple[Bad, BaseModel | Exception]]:
+        """What the trained version says to bad bodies made from the sample."""
+        return [(bad, self._send(bad)) for bad in bad_bodies(self.hook.sample(config=self.config))]
+
+    def _send(self, bad: Bad) -> BaseModel | Exception:
+        try:
+            return self.runtime.predict([self.runtime.decode(bad.body, bad.content_type)])[0]
+        except ScenariumError as error:
+            return error
 
     @contextmanager
     def killed_at(self, loss: int) -> Iterator[None]:

@@ -120,10 +120,10 @@ def resume(s: Subject) -> None:
     straight = _tensors(s.trained.folder / WEIGHTS)
     try:
         with s.killed_at(STEPS // 2 + 1):
-            s.train("resumed", "killed")
+            s.train("resumed", "killed", export=False)
     except Killed:
         pass
-    version = s.train("resumed", "killed", resume=True)
+    version = s.train("resumed", "killed", resume=True, export=False)
     if len(s.probe.losses) > STEPS // 2:
         raise ScenariumError("SCN-7407", reason=f"{len(s.probe.losses)} steps were run again instead of {STEPS // 2}")
     if found := difference(straight, _tensors(version.folder / WEIGHTS)):
