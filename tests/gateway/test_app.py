@@ -165,6 +165,7 @@ def test_health_and_readiness(gateway):
     assert gateway.client.get("/scenarios/exits/ready").status_code == 503
 
 
+@pytest.mark.alone
 def test_a_deadline_in_the_header(gateway):
     began = time.monotonic()
     answer = gateway.ask("calm", do="sleep", seconds=0.6, headers={"X-Scenarium-Deadline-Ms": "100"})
@@ -198,6 +199,7 @@ def test_requests_that_wait_run_together(gateway):
     assert sizes == [8] * 8
 
 
+@pytest.mark.alone
 def test_open_items_run_at_once(gateway):
     began = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
@@ -235,6 +237,7 @@ def test_errors_of_a_stream(gateway):
     assert slow[-1][1]["code"] == "SCN-4007"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", ["calm", "unit"])
 def test_parts_come_when_they_are_made_and_a_client_that_leaves_stops_the_generator(gateway, tmp_path, name):
     trail = tmp_path / "trail"

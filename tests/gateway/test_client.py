@@ -85,6 +85,7 @@ def test_an_error_tells_code_field_hint_and_request(client):
         client.scenario("nothing")
 
 
+@pytest.mark.alone
 def test_the_deadline_reaches_the_gateway(client):
     began = time.monotonic()
     with pytest.raises(ScenariumAPIError) as caught:
@@ -381,6 +382,7 @@ def test_a_job_is_sent_again_under_its_own_key(moody, impatient):
     assert len(moody.seen) == 3
 
 
+@pytest.mark.alone
 def test_retry_after_is_waited_for_and_never_beyond_the_deadline(moody, impatient):
     moody.plan, moody.after = [429], "1"
     began = time.monotonic()
@@ -400,6 +402,7 @@ def test_retry_after_is_waited_for_and_never_beyond_the_deadline(moody, impatien
     assert time.monotonic() - began < 0.5
 
 
+@pytest.mark.alone
 def test_an_answer_that_does_not_come_ends_at_the_deadline(moody, impatient, monkeypatch):
     monkeypatch.setattr("scenarium.client.flows.SLACK_S", 0.1)
     moody.plan = [2.0]

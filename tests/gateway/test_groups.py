@@ -14,6 +14,8 @@ import pytest
 from scenarium.core.config import ServeConfig
 from scenarium.gateway import groups
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("unit", "second", "third")
 GROUP = [f"scenarios.{name}.serve.worker_group=together" for name in NAMES[:2]]
 
@@ -48,6 +50,7 @@ def threads(pid):
     return int(next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("Threads")).split()[1])
 
 
+@pytest.mark.alone
 def test_members_share_a_process_and_answer_at_the_same_time(lab, start):
     gateway = start()
     assert pid_of(gateway, "unit") == pid_of(gateway, "second") != pid_of(gateway, "third")
@@ -157,6 +160,7 @@ def test_a_member_that_cannot_load_harms_no_other(lab, start):
     assert gateway.ask("second").json()["pid"] == pid
 
 
+@pytest.mark.alone
 def test_a_stream_and_parallel_items_in_a_group(lab, start):
     gateway = start(concurrency=4)
     with gateway.client.stream("POST", "/scenarios/unit/stream", json={"text": "x", "n": 3, "seconds": 0.05}) as answer:

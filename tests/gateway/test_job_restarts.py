@@ -6,7 +6,11 @@ import os
 import signal
 import time
 
+import pytest
+
 from tests.gateway.job_calls import ended, job_of, lines, submit
+
+pytestmark = pytest.mark.slow
 
 
 def killed(lab, gateway):

@@ -13,6 +13,8 @@ import pytest
 from scenarium.gateway.keys import KeyFile
 from tests.gateway.job_calls import ENDED, ended, job_of, lines, submit
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def served(shared_lab):

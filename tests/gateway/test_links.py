@@ -124,6 +124,7 @@ def test_a_frame_that_never_ends_takes_no_more_than_its_bytes() -> None:
     assert asyncio.run(run()) == 1005
 
 
+@pytest.mark.alone
 def test_a_flood_of_lines_takes_bounded_time_and_memory() -> None:
     async def run() -> tuple[float, Owner]:
         late = 0.0

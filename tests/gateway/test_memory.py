@@ -21,6 +21,8 @@ from scenarium.core.errors import ScenariumError
 from scenarium.core.settings import Settings
 from scenarium.gateway import memory
 
+pytestmark = pytest.mark.slow
+
 MB = 1 << 20
 WEIGHTS = 24 * MB
 MODEL = 35
@@ -102,6 +104,7 @@ def watched(gateway):
     thread.join()
 
 
+@pytest.mark.alone
 def test_eight_models_in_a_budget_for_three(lab, start):
     gateway = start(8, 3, "gateway.residence_s=1")
     budget = metric(gateway, "scenarium_memory_budget_bytes")

@@ -16,6 +16,8 @@ from scenarium.core.rollouts import Limits, in_canary, standing
 from scenarium.core.types import Disagreement
 from tests.gateway.steady_load import Load
 
+pytestmark = pytest.mark.slow
+
 LABEL = Disagreement("label", "/answer")
 FEW = Limits(min_requests=20)
 NEVER = Limits(min_requests=10**9)
@@ -141,6 +143,7 @@ def test_start_widen_stop_and_promote_lose_nothing_under_load(pair):
     pair.until(lambda: len(gateway.processes()) == len(processes))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("does", ["hang", "sleep", "kill"])
 def test_a_shadow_that_hangs_is_slow_or_dies_never_makes_a_client_wait(pair, does):
     number = pair.second(does=does, seconds=0.3)

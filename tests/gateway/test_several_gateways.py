@@ -13,6 +13,8 @@ from scenarium.core import rollouts
 from scenarium.core.rollouts import Limits, in_canary, standing
 from tests.gateway.steady_load import Load
 
+pytestmark = pytest.mark.slow
+
 NEVER = Limits(min_requests=10**9)
 KEYS = [f"session-{n}" for n in range(60)]
 

@@ -7,6 +7,10 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def worker_of(gateway):
     return gateway.client.get("/scenarios/unit").json()["workers"][0]

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def pid_of(gateway, name="unit"):
     return gateway.client.get(f"/scenarios/{name}").json()["workers"][0]["pid"]
@@ -112,6 +114,7 @@ def test_what_is_not_pure_is_never_run_again(lab, tmp_path):
     assert trail.read_text().split() == ["running", "waiting"]
 
 
+@pytest.mark.alone
 def test_a_hung_worker_costs_its_own_requests_only_and_is_replaced(lab):
     lab.publish("unit")
     gateway = lab.start({"unit": "unit"})
@@ -143,6 +146,7 @@ def eight_in_a_batch(lab, gateway, third):
     return [answer.json() for answer in found]
 
 
+@pytest.mark.alone
 def test_one_deadline_in_a_batch_of_eight_harms_no_neighbour(lab):
     lab.publish("unit")
     gateway = lab.start({"unit": "unit"})
@@ -152,6 +156,7 @@ def test_one_deadline_in_a_batch_of_eight_harms_no_neighbour(lab):
     assert {(answer["batch"], answer["pid"]) for answer in answers} == {(8, before)}
 
 
+@pytest.mark.alone
 def test_an_endless_item_in_a_batch_of_eight_harms_no_neighbour(lab):
     lab.publish("unit")
     gateway = lab.start({"unit": "unit"})
@@ -165,6 +170,7 @@ def test_an_endless_item_in_a_batch_of_eight_harms_no_neighbour(lab):
     assert gateway.wait_event("worker_killed", scenario="unit")["reason"] == "it hangs"
 
 
+@pytest.mark.alone
 def test_twenty_abandoned_requests_are_never_run(lab, tmp_path):
     trail = tmp_path / "trail"
     lab.publish("unit", settings={"model.max_batch": 1})
