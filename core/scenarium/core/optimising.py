@@ -41,7 +41,7 @@ WEIGHTS = "model.safetensors"
 """The torch engine's file, which no optimised version reads."""
 LOW = 1e-2
 """Tolerance of answers in bf16 and int8 between machines: a product that is rounded the other way moves them by steps of that order."""
-SECONDS = 0.8
+SECONDS = 0.5
 """How long each batch size is measured."""
 
 
