@@ -180,7 +180,7 @@ def same_tensors(old: Manifest, new: Manifest) -> None:
     Raises:
         ScenariumError: SCN-5116.
     """
-    if old.signature != new.signature:
+    if (old.signature, old.request_schema, old.response_schema) != (new.signature, new.request_schema, new.response_schema):
         raise ScenariumError("SCN-5116", name=old.scenario, old=old.version, new=new.version or "-")
 
 

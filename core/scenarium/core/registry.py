@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 PLUGINS = "scenarium.scenarios"
 """Entry-point group: plugin name = module (or ``module:object``) that implements the hooks."""
+GENERIC = "scenarium.generic"
+"""Entry-point group of plugins that are no scenario by themselves: each model imported with one, or each table that names one, is a scenario."""
 HOOK_API_GROUP = "scenarium.hook_api"
 """Entry-point group: plugin name = the hook API it was written for (``1.0``). Absent: 1.0."""
 EXTENSIONS = "scenarium.extensions"
@@ -121,13 +123,14 @@ def installed_plugins() -> dict[str, Plugin]:
     entries = entry_points()
     apis = {entry.name: entry.value for entry in entries.select(group=HOOK_API_GROUP)}
     claims: dict[str, dict[tuple[str, str], EntryPoint]] = {}
-    for entry in entries.select(group=PLUGINS):
+    generic = {entry.name for entry in entries.select(group=GENERIC)}
+    for entry in (*entries.select(group=PLUGINS), *entries.select(group=GENERIC)):
         # An editable install beside a wheel's metadata lists the same claim twice.
         claims.setdefault(entry.name, {}).setdefault(_distribution(entry), entry)
     found = {}
     for name, claimants in sorted(claims.items()):
         (distribution, version), entry = next(iter(claimants.items()))
-        plugin = Plugin(name, entry.value, distribution, version, apis.get(name, "1.0"))
+        plugin = Plugin(name, entry.value, distribution, version, apis.get(name, "1.0"), generic=name in generic)
         found[name] = replace(plugin, error=_clash(plugin, [other for other, _ in claimants]) or _api_fault(plugin))
     return found
 

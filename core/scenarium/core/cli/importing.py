@@ -12,6 +12,9 @@ from scenarium.core.cli import base
 if TYPE_CHECKING:
     from scenarium.core.importing import Imported
 
+HUB = "hf:"
+"""Before the name or the folder of a transformers model."""
+
 
 @base.command(
     "import",
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
         "scenarium import resnet.pt --name photos --input image:float32:-1,3,224,224",
         "scenarium import runs:/0123456789abcdef/model --name scorer --promote",
         "scenarium import triton/models/bert-base --name bert_base",
+        "scenarium import hf:distilbert/distilbert-base-uncased-finetuned-sst-2-english --task text-classification --name sentiment",
     ),
 )
 @click.argument("source", metavar="SOURCE")
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     en="An input of a PyTorch file, with its batch axis and -1 for every free length: image:float32:-1,3,224,224.",
     zh="PyTorch 文件的输入，含批次轴，长度可变处写 -1：image:float32:-1,3,224,224。",
 )
+@base.option("--task", metavar="TASK", en="The pipeline task of a transformers model (hf:…).", zh="transformers 模型（hf:…）的 pipeline 任务。")
 @base.option(
     "--sample",
     type=click.Path(path_type=Path),
@@ -45,9 +50,9 @@ if TYPE_CHECKING:
     zh='一个 JSON 请求（{"inputs": {...}}），用于模型无法在生成的输入上运行时。',
 )
 @base.json_option
-def import_command(source: str, name: str, promote: bool, inputs: tuple[str, ...], sample: Path | None, as_json: bool) -> None:
+def import_command(source: str, name: str, promote: bool, inputs: tuple[str, ...], task: str | None, sample: Path | None, as_json: bool) -> None:
     """Import, and say what can be done now."""
-    from scenarium.core.importing import import_model
+    from scenarium.core.importing import import_model, import_pipeline
     from scenarium.core.importing.sources import Given
     from scenarium.core.progress_view import view
     from scenarium.core.store import Store
@@ -61,7 +66,13 @@ def import_command(source: str, name: str, promote: bool, inputs: tuple[str, ...
             raise click.UsageError(base.say(en, f"--input {text!r} 不是 名称:类型:维度 的形式，例如 image:float32:-1,3,224,224")) from None
     registry = base.registry()
     store = Store(registry.settings.store_url)
-    found = import_model(source, name, registry, store, promote=promote, given=given, sample=sample, progress=view(as_json=as_json))
+    shown = view(as_json=as_json)
+    if source.startswith(HUB):
+        if task is None:
+            raise click.UsageError(base.say("hf:… needs --task, e.g. --task text-classification", "hf:… 需要 --task，例如 --task text-classification"))
+        found = import_pipeline(source.removeprefix(HUB), task, name, registry, store, promote=promote, progress=shown)
+    else:
+        found = import_model(source, name, registry, store, promote=promote, given=given, sample=sample, progress=shown)
     if as_json:
         kept = {"scenario", "version", "inputs", "outputs", "max_batch_size", "tags"}
         base.print_json({**found.version.manifest.model_dump(mode="json", include=kept), "production": found.production, "folder": str(found.version.folder)})
@@ -77,7 +88,8 @@ def _print(name: str, found: Imported) -> None:
         for side, specs in ((("input", "输入"), manifest.inputs), (("output", "输出"), manifest.outputs))
         for spec in specs
     ]
-    base.print_table([base.say("", ""), base.say("TENSOR", "张量"), base.say("TYPE", "类型"), base.say("SHAPE OF A ROW", "单行形状")], rows)
+    if rows:
+        base.print_table([base.say("", ""), base.say("TENSOR", "张量"), base.say("TYPE", "类型"), base.say("SHAPE OF A ROW", "单行形状")], rows)
     for key in ("parity", "sample"):
         if key in manifest.tags:
             click.echo(manifest.tags[key])
