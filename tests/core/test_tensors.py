@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from scenarium.core.tensors import BYTES, DATATYPES, Declared, Malformed, declared, read_elements, read_header, write_elements
 from scenarium.core.types import TensorSpec
-from scenarium.core.workers.tensor_codec import Wanted, read, write
+from scenarium.core.workers.tensor_codec import KEPT, SHORT, Headers, Wanted, read, write
 
 DTYPES = [name for name in DATATYPES if name != "bfloat16"]
 
@@ -112,3 +112,37 @@ def test_the_highest_values_with_their_places():
     (output,) = read_header(answer)["outputs"]
     assert (output["datatype"], output["shape"]) == (BYTES, [2, 2])
     assert output["data"] == ["0.900000:1", "0.500000:2", "-1.000000:0", "-2.000000:2"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(tensors(), st.data())
+def test_a_header_that_came_before_means_the_same(array, data):
+    spec, headers = spec_of(array), Headers()
+    body, length = body_of("T", array, True)
+    head, rest = body[:length], memoryview(body)[length:]
+    assert headers.read(head, rest) is None
+    first = read(memoryview(body), length, [spec], [spec])
+    headers.keep(head, first)
+    other = data.draw(arrays_of.arrays(array.dtype, array.shape))
+    again = headers.read(head, memoryview(other.tobytes()))
+    assert again is not None
+    assert again._replace(inputs={}) == first._replace(inputs={})
+    np.testing.assert_array_equal(again.inputs["T"], other)
+    for wrong in (rest[:-1], bytes(rest) + b"x"):  # told by the reading that says what is wrong
+        assert headers.read(head, memoryview(wrong)) is None
+
+
+def test_only_short_headers_of_binary_inputs_are_kept_and_not_too_many():
+    array = np.ones((1, 2), np.float32)
+    spec, headers = spec_of(array), Headers()
+    body, length = body_of("T", array, True)
+    asked = read(memoryview(body), length, [spec], [spec])
+    headers.keep(b" " * (SHORT + 1), asked)
+    plain, _ = body_of("T", array, False)
+    headers.keep(plain, read(memoryview(plain), 0, [spec], [spec]))
+    assert headers.read(plain, memoryview(b"")) is None
+    assert headers.read(b" " * (SHORT + 1), memoryview(body)[length:]) is None
+    for number in range(KEPT + 1):
+        headers.keep(b"%d" % number, asked)
+    assert headers.read(b"0", memoryview(body)[length:]) is None
+    assert headers.read(b"%d" % KEPT, memoryview(body)[length:]) is not None
