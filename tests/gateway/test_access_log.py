@@ -96,12 +96,13 @@ def test_what_a_client_chose_is_masked_by_the_extensions(served) -> None:
 
 def test_who_is_over_the_limit_has_a_line_too(lab) -> None:
     lab.publish("unit")
-    _, text = KeyFile(lab.folder / "keys.sqlite").create(rate=Rate(1, 60))
+    key, text = KeyFile(lab.folder / "keys.sqlite").create(rate=Rate(1, 60))
     gateway = lab.start({"unit": "unit"}, "gateway.access_log=true")
     headers = {"Authorization": f"Bearer {text}"}
     lab.until(lambda: gateway.client.get("/scenarios/unit/ready", headers=headers).status_code == 200)
     assert [gateway.ask("unit", headers={**headers, "X-Request-Id": f"r{number}"}).status_code for number in (1, 2)] == [200, 429]
-    assert gateway.wait_event("request", request_id="r2")["status"] == 429
+    line = gateway.wait_event("request", request_id="r2")
+    assert (line["status"], line["key"]) == (429, key.id)
 
 
 def test_a_share_of_the_requests(lab) -> None:

@@ -81,7 +81,7 @@ class Admission:
         self._told = ""
 
     async def admit(self, call: Call, scenario: str) -> Caller:
-        """Let a request to a scenario in, and count it.
+        """Let a request to a scenario in, and count it. ``call.caller`` is who it is, also of one that is refused though its key is known.
 
         Raises:
             Rejected: SCN-4101, SCN-4102 (401), SCN-4103 (403).
@@ -90,9 +90,9 @@ class Admission:
         if not self.keyring.asked:
             return ANONYMOUS
         key = self.identify(call)
+        call.caller = caller = Caller(key)
         if not key.may_predict(scenario):
             raise self._reject("scope", "SCN-4103", ident=key.id, name=scenario)
-        caller = Caller(key)
         await self.charge(caller)
         return caller
 

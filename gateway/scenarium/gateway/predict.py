@@ -258,7 +258,7 @@ class Endpoint:
             if scope["method"] != "POST":
                 raise ScenariumError("SCN-4016", method=scope["method"], path=scope["path"])
             name = scope["path_params"]["name"]
-            scope["caller"] = call.caller = caller = await self.gateway.admission.admit(call, name)
+            caller = await self.gateway.admission.admit(call, name)
             call.check()
             if caller.key and caller.key.rate:
                 send = _with_headers(send, self.gateway.admission.limits.headers(caller.key, time.monotonic()))
@@ -272,6 +272,7 @@ class Endpoint:
         except Disconnected:
             return
         finally:
+            scope["caller"] = call.caller
             if audit and entry:
                 audit.put(entry)
 

@@ -65,7 +65,7 @@ class V2(Endpoint):
             try:
                 name, version = _name(parts) if infer else ("", "")
                 scenario = models.scenario_of(self.gateway, name) if infer else None
-                scope["caller"] = call.caller = await self._admit(call, scope, parts, scenario)
+                call.caller = await self._admit(call, scope, parts, scenario)
                 if audit and (infer or parts[-1] in CONTROLS):
                     audit.check()
                     entry = Entry(scope["method"], scope["path"], scenario, call.caller)
@@ -94,6 +94,7 @@ class V2(Endpoint):
                 headers.append((b"connection", b"close"))  # its body may not have been read
             await send_body(send, refusal.status, headers, refusal.body)
         finally:
+            scope["caller"] = call.caller
             if audit and entry:
                 audit.put(entry)
 
