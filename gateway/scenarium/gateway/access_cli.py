@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scenarium.core.cli import base
-from scenarium.core.errors import ScenariumError
+from scenarium.core.errors import ScenariumError, Words
 
 if TYPE_CHECKING:
     from scenarium.gateway.keys import Key, KeyFile
@@ -23,7 +23,7 @@ def _file() -> KeyFile:
     settings = base.registry().settings
     name = settings.validate(GatewayConfig, ("gateway",), "gateway").keys
     if name is None:
-        raise ScenariumError("SCN-1102", reason="[gateway] keys is null")
+        raise ScenariumError("SCN-1102", reason=Words("[gateway] keys is null", "[gateway] keys 为 null"))
     return KeyFile(settings.path_of(name, "gateway", "keys"))
 
 

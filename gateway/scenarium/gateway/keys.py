@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scenarium.core.errors import ScenariumError
+from scenarium.core.errors import ScenariumError, Words
 
 PREFIX = "sk-scn-"
 FORMAT = 1
@@ -192,7 +192,9 @@ class KeyFile:
             with self._guard():
                 version = connection.execute("PRAGMA user_version").fetchone()[0] & 0xFF
                 if version > FORMAT:
-                    raise ScenariumError("SCN-1102", file=self.path, reason=f"format {version} is of a later Scenarium")
+                    raise ScenariumError(
+                        "SCN-1102", file=self.path, reason=Words(f"format {version} is of a later Scenarium", f"格式 {version} 来自更新的 Scenarium")
+                    )
             yield connection
         finally:
             connection.close()

@@ -7,7 +7,7 @@ import gzip
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field as Setting
@@ -95,12 +95,16 @@ class ForecastConfig(ScenarioConfig):
     train: TrainConfig = TrainConfig(epochs=8, batch_size=128, lr=2e-3, weight_decay=0.05, patience=3)
 
 
+LONGEST = 100_000
+"""Most prices of a request: 400 years of trading days; the model reads the last of them alone."""
+
+
 class ForecastRequest(Request):
     """The recent past of one series."""
 
-    prices: list[float] = Setting(min_length=2)
+    prices: list[float] = Setting(min_length=2, max_length=LONGEST)
     """Prices, oldest first, one a step (a trading day); all positive."""
-    covariates: dict[str, list[float]] = {}
+    covariates: dict[str, Annotated[list[float], Setting(max_length=LONGEST)]] = Setting({}, max_length=100)
     """For a model trained with covariates: name to values, as many as prices."""
 
 

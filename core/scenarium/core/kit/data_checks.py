@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from scenarium.core.difference import difference
-from scenarium.core.errors import ScenariumError
+from scenarium.core.errors import ScenariumError, Words
 from scenarium.core.kit.checks import NotApplicable, check
 from scenarium.core.kit.plugin_checks import signature_of
 from scenarium.core.kit.subject import Subject
@@ -48,7 +48,7 @@ def state_json(s: Subject) -> None:
         raise ScenariumError("SCN-7303", reason=str(fault)) from None
     # A tuple comes back as a list, which is the plugin's business; a number that comes back as a text key is a fault.
     if found := difference(state, back):
-        raise ScenariumError("SCN-7303", reason=f"it reads back changed at {found}")
+        raise ScenariumError("SCN-7303", reason=Words(f"it reads back changed at {found}", f"读回后发生变化：{found}"))
 
 
 @check("silver", "data", "钩子不改动传入的数据行", after=("state-json",))

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from scenarium.core import hookspecs
 from scenarium.core.config import ScenarioConfig
-from scenarium.core.errors import ScenariumError
+from scenarium.core.errors import ScenariumError, Words
 from scenarium.core.kit.annotations import fits, hints, text
 from scenarium.core.kit.checks import NotApplicable, check
 from scenarium.core.kit.subject import Subject
@@ -85,14 +85,16 @@ def sample_valid(s: Subject) -> None:
     sample = s.hook.sample(config=s.config)
     cls = s.hook.schema(config=s.config).request
     if not isinstance(sample, cls):
-        raise ScenariumError("SCN-7104", reason=f"it is a {type(sample).__name__}, not a {cls.__name__}")
+        raise ScenariumError(
+            "SCN-7104", reason=Words(f"it is a {type(sample).__name__}, not a {cls.__name__}", f"其类型为 {type(sample).__name__}，而不是 {cls.__name__}")
+        )
     body = sample.model_dump_json(exclude_unset=True).encode()
     try:
         back = decode(body, "application/json", cls)
     except ScenariumError as fault:
-        raise ScenariumError("SCN-7104", field=fault.field, reason=fault.title()) from None
+        raise ScenariumError("SCN-7104", field=fault.field, reason=Words(fault.title(), fault.title("zh"))) from None
     if back.model_dump(mode="json") != sample.model_dump(mode="json"):
-        raise ScenariumError("SCN-7104", reason="it reads back from JSON as another value")
+        raise ScenariumError("SCN-7104", reason=Words("it reads back from JSON as another value", "从 JSON 读回后成为另一个值"))
 
 
 @check("silver", "plugin", "指标有下限，或者有基线可作下限", after=("declarations",))

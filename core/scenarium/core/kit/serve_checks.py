@@ -7,12 +7,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from scenarium.core.difference import difference
-from scenarium.core.errors import ScenariumError
+from scenarium.core.errors import ScenariumError, Words
 from scenarium.core.kit.checks import NotApplicable, check, raised
 from scenarium.core.kit.child import Report, run_child
 from scenarium.core.kit.data_checks import agrees
 from scenarium.core.kit.subject import Subject
 from scenarium.core.kit.train_checks import outputs
+from scenarium.core.reasons import reason
 
 
 @check("bronze", "serve", "应答属于应答类，转成 JSON 再读回后不变", after=("trains",))
@@ -22,8 +23,8 @@ def answer_valid(s: Subject) -> None:
         answer = s.runtime.predict([request])[0]
         if isinstance(answer, Exception):
             raise answer
-        if reason := _bad_answer(s, answer):
-            raise ScenariumError("SCN-7501", reason=reason)
+        if found := _bad_answer(s, answer):
+            raise ScenariumError("SCN-7501", reason=found)
 
 
 @check("bronze", "serve", "preprocess 给出签名的全部输入", after=("trains",))
@@ -102,8 +103,8 @@ def bad_input(s: Subject) -> None:
             raise ScenariumError("SCN-7508", file=cause.file, line=cause.line, what=bad.what, what_zh=bad.what_zh, reason=cause.values["reason"])
         if bad.must_fail:
             raise ScenariumError("SCN-7509", what=bad.what, what_zh=bad.what_zh)
-        if reason := _bad_answer(s, answer):
-            raise ScenariumError("SCN-7508", what=bad.what, what_zh=bad.what_zh, reason=reason)
+        if found := _bad_answer(s, answer):
+            raise ScenariumError("SCN-7508", what=bad.what, what_zh=bad.what_zh, reason=found)
 
 
 @check("silver", "serve", "错误的字段在 422 中被指明", after=("bad-input",))
@@ -203,16 +204,17 @@ def _answers(answers: list[BaseModel | Exception]) -> list[Any]:
     return [answer.model_dump(mode="json") for answer in answers if isinstance(answer, BaseModel)]
 
 
-def _bad_answer(s: Subject, answer: object) -> str | None:
+def _bad_answer(s: Subject, answer: object) -> str | Words | None:
     """Why an answer is none; NaN becomes null in JSON and does not read back as a number."""
     cls = s.runtime.schema.response
     if not isinstance(answer, cls):
-        return f"it is a {type(answer).__name__}, not a {cls.__name__}"
+        return Words(f"it is a {type(answer).__name__}, not a {cls.__name__}", f"其类型为 {type(answer).__name__}，而不是 {cls.__name__}")
     try:
         back = cls.model_validate_json(answer.model_dump_json())
     except ValidationError as fault:
         first = fault.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        said, where = reason(first), ".".join(map(str, first["loc"]))
+        return Words(f"{where}: {said.en}", f"{where}：{said.zh}")
     return difference(answer.model_dump(mode="json"), back.model_dump(mode="json"))
 
 

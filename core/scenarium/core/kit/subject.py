@@ -24,6 +24,7 @@ from scenarium.core.kit.checks import CHECKS, Tier, all_checks
 from scenarium.core.kit.probe import NoExport, Probe
 from scenarium.core.kit.rows import generated_rows
 from scenarium.core.progress import Progress
+from scenarium.core.reasons import reason
 from scenarium.core.registry import PLUGINS, Plugin, Registry, Scenario
 from scenarium.core.relay import implemented
 from scenarium.core.runtime import STATE, Runtime
@@ -80,7 +81,7 @@ class Declaration(BaseModel):
             declaration = cls.model_validate(table)
         except ValidationError as fault:
             first = fault.errors(include_url=False)[0]
-            raise ScenariumError("SCN-7002", file=file, field=".".join(map(str, first["loc"])), reason=first["msg"]) from None
+            raise ScenariumError("SCN-7002", file=file, field=".".join(map(str, first["loc"])), reason=reason(first)) from None
         all_checks()
         for name in declaration.exempt:
             if name not in CHECKS:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from scenarium.core.difference import difference
-from scenarium.core.errors import ScenariumError
+from scenarium.core.errors import ScenariumError, Words
 from scenarium.core.kit.checks import NotApplicable, check
 from scenarium.core.kit.probe import Killed
 from scenarium.core.kit.subject import STEPS, Subject
@@ -124,8 +124,9 @@ def resume(s: Subject) -> None:
     except Killed:
         pass
     version = s.train("resumed", "killed", resume=True, export=False)
-    if len(s.probe.losses) > STEPS // 2:
-        raise ScenariumError("SCN-7407", reason=f"{len(s.probe.losses)} steps were run again instead of {STEPS // 2}")
+    if (ran := len(s.probe.losses)) > STEPS // 2:
+        told = Words(f"{ran} steps were run again instead of {STEPS // 2}", f"重新运行了 {ran} 步，而不是 {STEPS // 2} 步")
+        raise ScenariumError("SCN-7407", reason=told)
     if found := difference(straight, _tensors(version.folder / WEIGHTS)):
         raise ScenariumError("SCN-7407", reason=found)
 
