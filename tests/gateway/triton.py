@@ -76,7 +76,8 @@ def missing() -> str | None:
     return None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as found:
         port: int = found.getsockname()[1]
     return port
@@ -110,5 +111,5 @@ def repository(folder: Path, tensors: ModuleType) -> Path:
 
 def start(folder: Path, models: Path, *options: str) -> Server:
     """A server over a model repository. Its log is ``triton.log`` in ``folder``."""
-    ports = (_free_port(), _free_port(), _free_port())
+    ports = (free_port(), free_port(), free_port())
     return Server(FOLDER, models, ports, log=folder / "triton.log", options=options)

@@ -29,8 +29,8 @@ from scenarium.core.errors import ScenariumError
 from scenarium.core.tensors import DATATYPES
 from scenarium.core.types import Batch, Signature
 
-LOOK_S, LOAD_S = 1.0, 300.0
-"""Most seconds that a look at the server and a load of a model may take."""
+LOOK_S, LOAD_S, POLL_S = 1.0, 300.0, 15.0
+"""Most seconds that a look at the server may take, a load of a model, and a Triton that polls its repository until it has seen a new version."""
 OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -273,7 +273,7 @@ class TritonEngine:
                     stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name=self.model), timeout=LOAD_S)
                     _until(lambda: not self._loaded(stub), 30.0)
                 if not self._loaded(stub):
-                    stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name=self.model), timeout=LOAD_S)
+                    self._load(stub)
                 about = stub.ModelMetadata(pb.ModelMetadataRequest(name=self.model, version=self.version), timeout=LOOK_S)
             except grpc.RpcError as fault:
                 if fault.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED) and "model" not in (fault.details() or ""):
@@ -284,6 +284,14 @@ class TritonEngine:
             wanted, given = {spec.name: DATATYPES[spec.dtype] for spec in ours}, {each.name: each.datatype for each in theirs}
             if any(given.get(name) != datatype for name, datatype in wanted.items()) or (kind == "input" and len(given) != len(wanted)):
                 raise ScenariumError("SCN-6055", url=self.url, model=self.model, reason=f"{kind} {given}, {wanted}")
+
+    def _load(self, stub: Any) -> None:
+        try:
+            stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name=self.model), timeout=LOAD_S)
+        except grpc.RpcError as fault:
+            if "polling" not in (fault.details() or ""):
+                raise
+            _until(lambda: self._loaded(stub), POLL_S)  # it looks for itself what there is, and takes no orders
 
     def _loaded(self, stub: Any) -> bool:
         answer = stub.ModelReady(pb.ModelReadyRequest(name=self.model, version=self.version), timeout=LOOK_S)

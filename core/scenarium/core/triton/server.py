@@ -106,8 +106,14 @@ def container(models: str, http: int, grpc: int, metrics: int) -> str:
     mount = f" -v {Path(models).absolute()}:/models:ro" if local else ""
     return (
         f"docker run --rm --ipc=host -p {http}:8000 -p {grpc}:8001 -p {metrics}:8002{mount} {IMAGE} tritonserver "
-        f"--model-repository={'/models' if local else models} --model-control-mode=explicit --load-model='*'"
+        f"--model-repository={'/models' if local else models} --model-control-mode=poll --repository-poll-secs=1"
     )
+
+
+def ended(log: Path) -> ScenariumError:
+    """The error of a server that ended, with its last word."""
+    lines = log.read_text(encoding="utf8", errors="replace").splitlines()
+    return ScenariumError("SCN-6044", log=log, last=next((line for line in reversed(lines) if line[:1] == "E"), lines[-1] if lines else "-"))
 
 
 class Server:
@@ -158,8 +164,7 @@ class Server:
                 if httpx.get(f"http://{self.http}/v2/health/live", trust_env=False).status_code == 200:
                     return
             if self.popen.poll() is not None or time.monotonic() > until:
-                lines = self.log.read_text(encoding="utf8", errors="replace").splitlines()
-                raise ScenariumError("SCN-6044", log=self.log, last=next((line for line in reversed(lines) if line[:1] == "E"), lines[-1] if lines else "-"))
+                raise ended(self.log)
             time.sleep(0.1)
 
     def stop(self) -> int:

@@ -1,0 +1,188 @@
+"""``scenarium triton start`` over a real store: the three scenarios answer in Triton as they do here; promote and rollback hold for both; a configuration
+without outputs is completed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
+
+from scenarium.core import triton_repository
+from scenarium.core.config import Settings
+from scenarium.core.difference import difference
+from scenarium.core.kit.subject import Subject
+from scenarium.core.registry import Registry
+from scenarium.core.runtime import Runtime
+from scenarium.core.store import PRODUCTION
+from tests.gateway import triton, versions_of_plugins
+from tests.gateway.conftest import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(triton.missing() is not None, reason=str(triton.missing()))]
+
+NAMES = ("image_classification", "fraud_text", "medical_ner")
+SEED = """name: "bert-base"
+platform: "pytorch_libtorch"
+max_batch_size: 32
+input [
+  {
+    name: "INPUT_IDS"
+    data_type: TYPE_INT64
+    dims: [ -1 ]
+  }
+]
+"""
+
+
+class Command:
+    """``scenarium triton start`` in a process of its own."""
+
+    def __init__(self, store: str, *more: str) -> None:
+        ports = [f"--{kind}-port={triton.free_port()}" for kind in ("http", "grpc", "metrics")]
+        environ = os.environ | {"SCENARIUM_STORE": store, "SCENARIUM_TRITON_ENV": str(triton.FOLDER), "SCENARIUM_LANG": "en", "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "scenarium.core.cli", "triton", "start", *ports, *more]
+        self.popen = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ)
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        self.grpc = re.search(r"grpc (\S+)", self.wait("Triton: "))[1]
+        self.client = tritonclient.grpc.InferenceServerClient(self.grpc)
+
+    def _read(self) -> None:
+        for line in self.popen.stdout:
+            self.lines.append(line.rstrip())
+
+    def wait(self, start: str, timeout: float = 60.0) -> str:
+        """The first line that starts so."""
+        found = until(lambda: next((line for line in list(self.lines) if line.startswith(start)), None) or self.popen.poll() is not None, timeout)
+        assert isinstance(found, str), self.lines
+        return found
+
+    def stop(self) -> int:
+        self.client.close()
+        self.popen.send_signal(signal.SIGTERM)
+        status = self.popen.wait(30)
+        self._reader.join()
+        self.popen.stdout.close()
+        return status
+
+
+@pytest.fixture(scope="module")
+def store(shared_lab, tmp_path_factory):
+    """A production version of each, with its export."""
+    found, work = shared_lab.store, tmp_path_factory.mktemp("work")
+    for name in NAMES:
+        subject = Subject.open(name, work)
+        subject.probe.rows = versions_of_plugins.ROWS[name]()
+        subject.work = Path(found.root).parent
+        subject.train(Path(found.root).name, f"runs-{name}")
+        found.set_alias(name, PRODUCTION, 1, "test")  # it is not better than its floor, of course
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(store):
+    found = Command(store.root)
+    for name in NAMES:
+        found.wait(f"{name}: loaded")
+    yield found
+    assert found.stop() == 0
+
+
+def runtime(store, name: str, number: int, engine: str, *sets: str) -> Runtime:
+    settings = Settings.read(environ={}, sets=[f'scenarios.{name}.serve.engine="{engine}"', *sets])
+    version = store.open(name, number)
+    return Runtime.open(Registry(settings).scenario(name), version.folder, version.manifest)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_local_and_triton_agree(store, server, name):
+    ours = runtime(store, name, 1, "torch")
+    theirs = runtime(store, name, 1, "triton", f'scenarios.{name}.serve.triton_url="{server.grpc}"')
+    hook, config = ours.scenario.hook, ours.scenario.config
+    item = hook.preprocess(config=config, processor=ours.processor, request=hook.sample(config=config))
+    batch = hook.collate(config=config, signature=ours.signature, batch=[item, item, item])
+    batch = {spec.name: np.asarray(batch[spec.name], spec.dtype) for spec in ours.signature.inputs}
+    local, remote = ours.model(batch), theirs.model(batch)
+    assert local.keys() == remote.keys()
+    for output in local:
+        assert local[output].shape == remote[output].shape
+        print(name, output, "max absolute difference", np.abs(local[output] - remote[output]).max())
+    assert not difference(local, remote, ours.traits.tolerance)
+    theirs.close()
+
+
+def served(gateway, server) -> tuple[str, str]:
+    """Which version of fraud_text the gateway and Triton answer from, neither being told one."""
+    answer = gateway.client.post("/scenarios/fraud_text/predict", json={"text": "恭喜您中奖了"})
+    about = server.client.get_model_metadata("fraud_text")
+    inputs = []
+    for each in about.inputs:
+        dtype = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32}[each.datatype]
+        array = np.ones([3 if axis == -1 else axis for axis in each.shape], dtype)
+        inputs.append(tritonclient.grpc.InferInput(each.name, array.shape, each.datatype))
+        inputs[-1].set_data_from_numpy(array)
+    try:
+        version = server.client.infer("fraud_text", inputs).get_response().model_version
+    except InferenceServerException as fault:
+        version = str(fault)
+    return answer.headers.get("x-scenarium-version", str(answer.status_code)), version
+
+
+def test_promote_and_rollback_hold_for_both(store, server, shared_lab):
+    gateway = shared_lab.start(
+        None,
+        *(f"scenarios.{name}.enabled=false" for name in versions_of_plugins.ROWS if name != "fraud_text"),
+        'scenarios.fraud_text.serve.engine="triton"',
+        f'scenarios.fraud_text.serve.triton_url="{server.grpc}"',
+    )
+    gateway.ready("fraud_text", timeout=60)
+    assert served(gateway, server) == ("1", "1")
+    first = store.open("fraud_text", 1)
+    with store.draft("fraud_text") as draft:
+        shutil.copytree(first.folder, draft, dirs_exist_ok=True)
+        assert store.commit("fraud_text", draft, first.manifest).number == 2
+    assert served(gateway, server) == ("1", "1")
+    store.set_alias("fraud_text", PRODUCTION, 2, "test")
+    until(lambda: served(gateway, server) == ("2", "2"), 30)
+    store.set_alias("fraud_text", PRODUCTION, 1, "test", action="rollback")
+    until(lambda: served(gateway, server) == ("1", "1"), 30)
+    assert "versions: [ 1 ]" in store.fs.cat_file(f"{triton_repository.root(store)}/fraud_text/config.pbtxt").decode()
+
+
+def test_outputs_are_completed(server, store, tmp_path):
+    import torch
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = torch.nn.Embedding(100, 8), torch.nn.Linear(8, 4)
+
+        def forward(self, ids):
+            return self.head(self.table(ids).mean(1))
+
+    net = Net().eval()
+    entry = tmp_path / "models" / "bert-base"
+    (entry / "1").mkdir(parents=True)
+    (entry / "config.pbtxt").write_text(SEED)
+    with pytest.warns(FutureWarning, match="deprecated"):
+        torch.jit.trace(net, torch.zeros(2, 7, dtype=torch.long)).save(entry / "1" / "model.pt")
+    own = Command(store.root, f"--models={entry.parent}")
+    own.wait("bert-base: loaded")
+    assert own.lines[1:3] == ["bert-base: has no outputs; added from the model", 'output [ { name: "OUTPUT__0" data_type: TYPE_FP32 dims: [4] } ]']
+    ids = np.array([[3, 1, 4, 1, 5]])
+    asked = tritonclient.grpc.InferInput("INPUT_IDS", ids.shape, "INT64")
+    asked.set_data_from_numpy(ids)
+    found = own.client.infer("bert-base", [asked]).as_numpy("OUTPUT__0")
+    np.testing.assert_allclose(found, net(torch.from_numpy(ids)).detach().numpy(), atol=1e-6)
+    assert (entry / "config.pbtxt").read_text() == SEED
+    assert own.stop() == 0
