@@ -41,16 +41,9 @@ def trained(shared_lab, tmp_path_factory: pytest.TempPathFactory):
         file = folder / "pictures" / ("dark", "light")[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(picture(number))
-    settings = [
-        f'store = "{shared_lab.store.root}"',
-        "",
-        f"[scenarios.{NAME}.train]",
-        "epochs = 3",
-        f"[scenarios.{NAME}.serve]",
-        "max_batch_size = 4",
-        f"[scenarios.{NAME}.data]",
-    ]
-    (folder / "scenarios.toml").write_text("\n".join(["[scenarium]", *settings, f'path = "{folder / "pictures"}"']))
+    tables = {"train": "epochs = 3", "serve": "max_batch_size = 4", "data": f'path = "{folder / "pictures"}"'}
+    written = [f"[scenarios.{NAME}.{table}]\n{setting}" for table, setting in tables.items()]
+    (folder / "scenarios.toml").write_text("\n".join([f'[scenarium]\nstore = "{shared_lab.store.root}"', *written]))
     scenario = open_registry(folder / "scenarios.toml").scenario(NAME)
     pipeline.train(scenario, shared_lab.store, folder / "runs")
     if not shared_lab.store.aliases(NAME)["aliases"]:
