@@ -161,14 +161,14 @@ def test_what_cannot_be_imported_is_named_and_leaves_nothing(models, lab, tmp_pa
     assert store.scenarios() == before
 
 
-def test_it_is_served(models, lab) -> None:
-    registry, store = lab
-    import_pipeline(str(models["text-classification"]), "text-classification", "sentiment", registry, store)
-    answer = store.manifest("sentiment", 1).answer
-    served = Lab(Path(store.root).parent)
+def test_it_is_served(models, tmp_path: Path) -> None:
+    served = Lab(tmp_path)
+    registry = Registry(Settings.read(environ={"SCENARIUM_STORE": served.store.root}))
+    import_pipeline(str(models["text-classification"]), "text-classification", "sentiment", registry, served.store)
+    answer = served.store.manifest("sentiment", 1).answer
     try:
         gateway = served.start(None)
-        gateway.ready("sentiment", timeout=90)
+        gateway.ready("sentiment", timeout=180)
         found = gateway.client.post("/scenarios/sentiment/predict", json={"text": "What a wonderful day"})
         assert found.json()["labels"][0] == {"label": answer["labels"][0]["label"], "score": pytest.approx(answer["labels"][0]["score"], abs=1e-5)}
         refused = gateway.client.post("/scenarios/sentiment/predict", json={"text": ""})
