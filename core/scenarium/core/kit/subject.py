@@ -98,10 +98,10 @@ class Subject:
         """Folder with the plugin's pyproject.toml; None for a single file or an installed wheel."""
         self.work = work
         self.declaration = declaration
-        self.probe = Probe()
+        self.probe, self.no_export = Probe(), NoExport()
         self.child: Report | None = None
         found = registry.scenario(name)
-        self.scenario = Scenario(name, found.plugin, found.settings, {**found.extensions, "kit": self.probe})
+        self.scenario = Scenario(name, found.plugin, found.settings, {**found.extensions, "kit": self.probe, "no export": self.no_export})
 
     @classmethod
     def open(cls, target: str, work: Path, sets: Sequence[str] = ()) -> Subject:
@@ -164,21 +164,15 @@ class Subject:
 
     def train(self, store: str, work: str, *, resume: bool = False, export: bool = True) -> Version:
         """One small training by the real pipeline, with these folders of the subject's own. It is not recorded in MLflow."""
-        scenario = self.scenario if export else self.without_export()
+        self.no_export.on = not export
         before = os.environ.get(TRACKING)
         os.environ[TRACKING] = ""
         try:
-            return pipeline.train(scenario, Store(str(self.work / store)), self.work / work, resume=resume).version
+            return pipeline.train(self.scenario, Store(str(self.work / store)), self.work / work, resume=resume).version
         finally:
             del os.environ[TRACKING]
             if before is not None:
                 os.environ[TRACKING] = before
-
-    def without_export(self) -> Scenario:
-        """The scenario, whose trainings leave the export out."""
-        found = Scenario(self.name, self.scenario.plugin, self.scenario.settings, {**self.scenario.extensions, "no export": NoExport})
-        found.__dict__["implementation"] = self.scenario.implementation
-        return found
 
     @cached_property
     def runtime(self) -> Runtime:
