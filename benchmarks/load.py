@@ -21,11 +21,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 
 from scenarium.gateway.keys import KeyFile, Rate
+
+if TYPE_CHECKING:
+    from scenarium.core.registry import Scenario
+    from scenarium.core.store import Store
 
 ROOT = Path(__file__).parent
 SERVERS = ROOT / "servers"
@@ -89,18 +93,29 @@ class Ours:
         self.keys = folder / "keys.sqlite"
         _, self.key = KeyFile(self.keys).create(rate=Rate(10**9, 60), daily=10**9)
 
-    def train(self, *sets: str) -> Path:
-        """A version by the ordinary pipeline; its folder."""
-        from scenarium.core import pipeline
-        from scenarium.core.registry import Plugin, Registry
-        from scenarium.core.settings import Settings
+    @property
+    def store(self) -> Store:
+        """Where its versions are."""
         from scenarium.core.store import Store
 
-        registry = Registry(
-            Settings.read(environ={}, sets=sets, scenario=self.scenario), {self.scenario: Plugin(self.scenario, self.plugin, self.distribution, "0.1.0")}
-        )
-        trained = pipeline.train(registry.scenario(self.scenario), Store(str(self.folder / "store")), self.folder / "runs")
-        assert trained.became_production
+        return Store(str(self.folder / "store"))
+
+    def found(self, *sets: str) -> Scenario:
+        """The scenario with these settings."""
+        from scenarium.core.registry import Plugin, Registry
+        from scenarium.core.settings import Settings
+
+        settings = Settings.read(environ={}, sets=sets, scenario=self.scenario)
+        return Registry(settings, {self.scenario: Plugin(self.scenario, self.plugin, self.distribution, "0.1.0")}).scenario(self.scenario)
+
+    def train(self, *sets: str) -> Path:
+        """A production version by the ordinary pipeline; its folder."""
+        from scenarium.core import pipeline
+        from scenarium.core.store import PRODUCTION
+
+        trained = pipeline.train(self.found(*sets), self.store, self.folder / "runs")
+        if not trained.became_production:  # it is no better than its floor; what is measured is its time
+            self.store.set_alias(self.scenario, PRODUCTION, trained.version.number, "benchmark")
         return trained.version.folder
 
     def server(self, name: str = OURS, **serve: float) -> Server:

@@ -1,12 +1,14 @@
-"""The two real models of the serving benchmarks, the same eager torch module and the same Python before and after it for every server.
+"""The real models of the serving benchmarks, the same eager torch module and the same Python before and after it for every server.
 
-``resnet``: ResNet-18 on JPEGs, a version of the plugin image_classification; ``bert``: the small BERT of ``bert_plugin`` on text.
+``resnet``: ResNet-18 on JPEGs, a version of the plugin image_classification; ``bert``: the small BERT of ``bert_plugin`` on text;
+``bert_base``: that of ``bert_base_plugin``.
 A model is made of a version's folder; requests are JSON: ``{"image": BASE64}`` or ``{"text": …}``.
 """
 
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -56,11 +58,11 @@ class Bert:
 
     field = "text"
 
-    def __init__(self, version: Path) -> None:
-        import bert_plugin
+    plugin = "bert_plugin"
 
-        self.plugin = bert_plugin
-        self.module = bert_plugin.model().eval()
+    def __init__(self, version: Path) -> None:
+        self.plugin = importlib.import_module(self.plugin)
+        self.module = self.plugin.model().eval()
         load_model(self.module, version / "model.safetensors")
 
     def read(self, text: str) -> dict[str, np.ndarray]:
@@ -77,4 +79,10 @@ class Bert:
         return self.plugin.postprocess({"logits": logits}).model_dump()
 
 
-MODELS = {"resnet": Resnet, "bert": Bert}
+class BertBase(Bert):
+    """The same in the size of BERT-base."""
+
+    plugin = "bert_base_plugin"
+
+
+MODELS = {"resnet": Resnet, "bert": Bert, "bert_base": BertBase}
