@@ -53,9 +53,9 @@ def start_triton(folder: Path, version: Path) -> Server:
     return triton.start(folder, folder / "models")
 
 
-def start_ours(folder: Path, ours: load.Ours) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
-    """Our gateway, and its address for each protocol."""
-    server = ours.server(workers=1, threads=1, max_batch_size=32, **{"gateway.grpc_port": 0})
+def start_ours(folder: Path, ours: load.Ours, **serve: Any) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
+    """Our gateway with these settings, and its address for each protocol."""
+    server = ours.server(workers=1, threads=1, max_batch_size=32, **{"gateway.grpc_port": 0}, **serve)
     http = load.free_port()
     command = [part.replace("{port}", str(http)) for part in server.command]
     log = folder / "gateway.log"

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.gateway import triton
@@ -93,6 +94,16 @@ def test_the_deadline_is_passed_on(pair):
     assert answer.status_code == 504
     assert time.monotonic() - began < 0.28  # Triton would have needed 0.3
     assert pair.ask().status_code == 200
+
+
+def test_a_cancel_is_passed_on(pair):
+    before = pair.metric('scenarium_triton_requests_total{outcome="cancelled",scenario="tensors"}')
+    with pytest.raises(httpx.ReadTimeout):
+        pair.gateway.client.post("/scenarios/tensors/predict", json={"x": [1, 2, 3, 4], "ids": [TENSORS.SLEEP]}, timeout=0.1)
+    began = time.monotonic()
+    assert pair.ask().status_code == 200  # on a connection of its own, since a cancel closes one
+    assert time.monotonic() - began < 0.5
+    until(lambda: pair.metric('scenarium_triton_requests_total{outcome="cancelled",scenario="tensors"}') == before + 1)
 
 
 def test_a_killed_model_is_loaded_again(pair):
