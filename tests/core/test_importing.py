@@ -16,7 +16,8 @@ from scenarium.core.errors import BadInput, ScenariumError
 from scenarium.core.importing import import_model, sources, triton_entry
 from scenarium.core.importing.onnx_file import inspect
 from scenarium.core.importing.sources import Given
-from scenarium.core.registry import Registry
+from scenarium.core.probe import examine
+from scenarium.core.registry import TENSOR_MODEL, Registry
 from scenarium.core.runtime import Runtime
 from scenarium.core.settings import Settings
 from scenarium.core.store import Store
@@ -134,6 +135,10 @@ def test_a_sample_of_the_users_stands_in_where_generated_inputs_fail(tmp_path: P
         import_model(str(tmp_path / "model.onnx"), "five", registry, store, sample=sample)
     assert (refused.value.code, refused.value.field) == ("SCN-5114", "inputs.x")
     assert store.versions("five") == [1]
+
+
+def test_the_built_in_plugin_is_healthy() -> None:
+    assert examine(TENSOR_MODEL).state == "ok"
 
 
 def test_names_are_checked(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ LIMIT_S = 20.0
 """An import that takes longer counts as hanging."""
 REQUIRED = ("fields", "schema", "sample", "metric", "score")
 """Hooks without a default."""
+MEASURED = ("score",)
+"""What a generic plugin may leave away: nothing that was imported is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,8 @@ def examine(plugin: Plugin) -> Health:
     scenario = Scenario(plugin.name, plugin, Settings({}, None))
     try:
         hook = scenario.hook
-        if missing := [name for name in REQUIRED if name not in implemented(scenario.implementation)]:
+        required = [name for name in REQUIRED if not (plugin.generic and name in MEASURED)]
+        if missing := [name for name in required if name not in implemented(scenario.implementation)]:
             names = ", ".join(missing)
             reason = Words(f"it does not implement {names}", f"它没有实现 {names}")
             remedy = Words("Implement these hooks: see the hook reference.", "请实现这些钩子：见钩子参考。")

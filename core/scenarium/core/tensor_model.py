@@ -135,8 +135,8 @@ def sample(config: TensorScenario) -> BaseModel:
     made = {}
     for spec in specs(config.model.inputs):
         array = generated(spec, 1, config.model.length, rng)[0]
-        fills = -1 not in spec.shape and array.size > FILLED
-        made[spec.name] = array.flat[-1].item() if fills else np.round(array.astype("float64"), 2).tolist() if array.dtype.kind == "f" else array.tolist()
+        values = np.round(array.astype("float64"), 2) if array.dtype.kind == "f" else array
+        made[spec.name] = values.flat[-1].item() if -1 not in spec.shape and array.size > FILLED else values.tolist()
     request: BaseModel = schema(config).request.model_validate({"inputs": made})
     return request
 
