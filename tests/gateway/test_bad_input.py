@@ -15,17 +15,19 @@ import struct
 import subprocess
 import sys
 import time
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
-from PIL import Image
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
 
 from scenarium.core.store import PRODUCTION
 from tests.gateway import versions_of_plugins
+from tests.gateway.hurtful_pictures import BOMBS, SERVED, gif, png
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +71,7 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def gateway(shared_lab: Any, tmp_path_factory: pytest.TempPathFactory, watch: Path) -> Any:
     versions_of_plugins.make(shared_lab.store, tmp_path_factory.mktemp("work"))
     watch.write_text("")  # trainings write checkpoints
-    found = shared_lab.start(None, "gateway.body_timeout_s=3", "scenarios.chatbot.serve.required=false")
+    found = shared_lab.start(None, "gateway.body_timeout_s=3", "gateway.grpc_port=0", "scenarios.chatbot.serve.required=false")
     found.ready(*versions_of_plugins.ROWS, timeout=120)
     return found
 
@@ -125,80 +127,6 @@ def refused(answer: httpx.Response, *statuses: int) -> dict[str, Any]:
 # ── pictures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, *more: bytes, rows: int | None = None) -> bytes:
-    """A black grey picture of any size in few bytes."""
-    packer, packed = zlib.compressobj(9), []
-    for _ in range(height if rows is None else rows):
-        packed.append(packer.compress(b"\0" * (width + 1)))
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + chunk(b"IDAT", b"".join(packed) + packer.flush()) + chunk(b"IEND", b"")
-
-
-def gif(width: int, height: int, frames: int) -> bytes:
-    """An animation of empty frames."""
-    frame = b"\x2c" + struct.pack("<HHHH", 0, 0, width, height) + b"\0\x02\x02\x4c\x01\0"
-    return b"GIF89a" + struct.pack("<HH", width, height) + b"\x80\0\0\0\0\0\xff\xff\xff" + frame * frames + b";"
-
-
-def scans(side: int, count: int) -> bytes:
-    """A progressive JPEG whose last scan is repeated: each is a few bytes, and a pass over the whole picture."""
-    buffer = io.BytesIO()
-    Image.new("L", (side, side)).save(buffer, "JPEG", progressive=True)
-    content = buffer.getvalue()
-    last = content.rindex(b"\xff\xda")
-    return content[:-2] + content[last:-2] * count + b"\xff\xd9"
-
-
-def webp(width: int, height: int) -> bytes:
-    """The header of a WebP picture."""
-    body = b"VP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
-    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
-
-
-def tiff(width: int, height: int, entries: int = 0) -> bytes:
-    """A TIFF header that claims much, whose directory names itself as the next."""
-    tags = [
-        (256, 4, 1, width),
-        (257, 4, 1, height),
-        (258, 3, 1, 8),
-        (259, 3, 1, 1),
-        (262, 3, 1, 1),
-        (273, 4, 1, 8),
-        (277, 3, 1, 1),
-        (278, 4, 1, height),
-        (279, 4, 1, 8),
-    ]
-    tags += [(60_000, 4, 1, 0)] * entries
-    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + struct.pack("<I", 8)
-
-
-BOMBS = {
-    "png of 10 gigapixels": png(100_000, 100_000, rows=50),
-    "png just above the limit": png(8000, 6300, rows=10),
-    "png that is 2 GB": png(2**31 - 1, 1, rows=0),
-    "png text of 100 MB": png(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 100_000_000, 9))),
-    "png profile of 100 MB": png(8, 8, chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 100_000_000, 9))) + b"x",
-    "png cut off": png(2000, 2000)[:300],
-    "gif of 4 gigapixels": gif(65_535, 65_535, 1),
-    "jpeg of 2000 scans": scans(3000, 2000),
-    "webp of 16383²": webp(16_383, 16_383),
-    "tiff of 10 gigapixels": tiff(100_000, 100_000),
-    "tiff with 60000 tags": tiff(100, 100, 60_000),
-    "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
-    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-    "zip": b"PK\x03\x04" + b"\0" * 100,
-    "pickle": b"\x80\x04cos\nsystem\n(S'touch /tmp/owned'\ntR.",
-    "numpy": b"\x93NUMPY\x01\0v\0{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
-    "nothing": b"",
-}
-SERVED = {"png text of 100 MB", "png profile of 100 MB", "tiff with 60000 tags"}
-"""What is no picture's content is left out, not refused; or refused, as the library sees it."""
-
-
 @pytest.mark.usefixtures("cheap")
 @pytest.mark.parametrize("what", BOMBS)
 @pytest.mark.parametrize("name", PICTURES)
@@ -218,28 +146,72 @@ def test_of_an_animation_one_frame_is_read(gateway: Any) -> None:
     assert answer.status_code in (200, 422)
 
 
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_built_to_hurt_by_the_v2_protocol(gateway: Any, name: str) -> None:
+    bodies = [json.dumps({"image": base64.b64encode(bomb).decode()}).encode() for what, bomb in BOMBS.items() if what not in SERVED]
+    over_http(gateway, f"{name}.predict", bodies)
+    over_grpc(gateway, f"{name}.predict", bodies)
+
+
 # ── text, numbers, JSON ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+HURTFUL = (
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b'{"text": ' + b"[" * 100_000,
+    b'{"text": "\xff"}',
+    b'{"text": "\\ud800"}',
+    '{"text": "你好"}'.encode("gb18030"),
+    '{"text": "你好"}'.encode("utf-16"),
+    b'{"text": ' + b"9" * 1_000_000 + b"}",
+    b"{" + b",".join(b'"x%x": 1' % n for n in range(100_000)) + b"}",
+    b"null",
+    b"",
+)
+"""Bodies that are no JSON object of any scenario."""
 
 
 @pytest.mark.usefixtures("cheap")
 @pytest.mark.parametrize("name", ["fraud_text", "market_forecast", "credit_risk", "image_classification", "text_generation"])
 def test_json_built_to_hurt(gateway: Any, name: str) -> None:
     url = f"/scenarios/{name}/predict"
-    for body in (
-        b"[" * 100_000,
-        b'{"a":' * 100_000,
-        b'{"text": ' + b"[" * 100_000,
-        b'{"text": "\xff"}',
-        b'{"text": "\\ud800"}',
-        '{"text": "你好"}'.encode("gb18030"),
-        '{"text": "你好"}'.encode("utf-16"),
-        b'{"text": ' + b"9" * 1_000_000 + b"}",
-        b"{" + b",".join(b'"x%x": 1' % n for n in range(100_000)) + b"}",
-        b"null",
-        b"",
-    ):
+    for body in HURTFUL:
         for kind in ("application/json", "application/json; charset=gbk"):
             refused(gateway.client.post(url, content=body, headers={"Content-Type": kind}))
+
+
+def over_http(gateway: Any, model: str, bodies: Iterable[bytes]) -> None:
+    """Each body as a whole request in the binary form of KServe v2 over HTTP, and as the protocol's own JSON: a v2 error, never a 5xx."""
+    for body in bodies:
+        tensor = {"name": "REQUEST", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(body) + 4}}
+        head = json.dumps({"inputs": [tensor]}).encode()
+        length = {"Inference-Header-Content-Length": str(len(head))}
+        whole = gateway.client.post(f"/v2/models/{model}/infer", content=head + struct.pack("<I", len(body)) + body, headers=length)
+        own = gateway.client.post(f"/v2/models/{model}/infer", content=body)
+        for answer in (whole, own):
+            assert 400 <= answer.status_code < 500, answer.text[:500]
+            assert set(answer.json()) == {"error"}
+            assert len(answer.content) < 2000
+
+
+def over_grpc(gateway: Any, model: str, bodies: Iterable[bytes]) -> None:
+    """Each body as a whole request over gRPC: refused as the client's fault."""
+    with grpc.InferenceServerClient(gateway.wait_event("listening_grpc")["address"]) as client:
+        for body in bodies:
+            tensor = grpc.InferInput("REQUEST", [1], "BYTES")
+            tensor.set_data_from_numpy(np.array([body], dtype=object))
+            with pytest.raises(InferenceServerException) as caught:
+                client.infer(model, [tensor])
+            assert caught.value.status() in ("StatusCode.INVALID_ARGUMENT", "StatusCode.RESOURCE_EXHAUSTED"), caught.value
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("name", ["fraud_text", "market_forecast", "credit_risk"])
+def test_json_built_to_hurt_by_the_v2_protocol(gateway: Any, name: str) -> None:
+    over_http(gateway, f"{name}.predict", HURTFUL)
+    over_grpc(gateway, f"{name}.predict", HURTFUL)
 
 
 @pytest.mark.usefixtures("cheap")
