@@ -85,6 +85,7 @@ def test_the_fastest_within_the_allowed_loss_is_served_without_torch(trained, mo
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-scenarium-version"] == str(found.version.number)
     assert {each["label"] for each in answer.json()["top"]} == {"dark", "light"}
+    assert gateway.client.get(f"/scenarios/{NAME}").json()["engine"] == found.kept.way.setting
     for pid in gateway.processes():
         assert "libtorch" not in Path(f"/proc/{pid}/maps").read_text(), "neither gateway, zygote nor worker holds torch"
     again = optimising._source(scenario, lab.store)

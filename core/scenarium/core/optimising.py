@@ -314,7 +314,8 @@ def _commit(scenario: Scenario, store: Store, source: Version, kept: Tried, scra
             "exports": [exports.EXPORT],
             "optimised": Optimised(source=source.number, engine=way.setting, precision=way.precision),
             "packages": {**old.packages, MODULES[way.engine]: installed_version(MODULES[way.engine])},
-            "tags": {**old.tags, "optimised": told},
+            # How near the export is to the torch model was measured on the file in fp32.
+            "tags": {tag: text for tag, text in old.tags.items() if tag != "parity" or way.precision == "fp32"} | {"optimised": told},
         }
     )
     version = store.commit(scenario.name, folder, manifest)

@@ -66,7 +66,7 @@ def service_status(service: Service, lang: str) -> dict[str, Any]:
         "state": service.state,
         "ready": service.ready,
         "version": service.served,
-        "engine": service.config.engine,
+        "engine": service.engine,
         "device": service.config.device,
         "workers": [
             {"pid": link.process.pid, "version": link.version, "ready": link.serving and link.well, "threads": link.threads, "load_ms": link.load_ms}

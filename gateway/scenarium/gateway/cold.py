@@ -220,7 +220,7 @@ def details(service: Service, lang: str) -> dict[str, Any]:
         "card": manifest.card.get(lang) or next(iter(manifest.card.values()), None),
         "cards": sorted(manifest.card),
         "pure": manifest.pure,
-        "engine": service.config.engine,
+        "engine": service.engine,
         "deadline_ms": service.config.deadline_ms,
         "max_body_bytes": service.config.max_body_bytes,
     }

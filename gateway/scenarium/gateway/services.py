@@ -109,6 +109,11 @@ class Service:
         """Number of the version that is served, or would be."""
         return self.version.number if self.version else None
 
+    @property
+    def engine(self) -> str:
+        """What runs the forward: the setting, or an optimised version's own."""
+        return (self.version.manifest.serving(self.config) if self.version else self.config).engine
+
     def submit(self, request: Request) -> None:
         """Take a request in. It ends by its ``resolve``."""
         if self.unloaded:
