@@ -32,7 +32,7 @@ from scenarium.gateway.memory import Memory, budget_of, keeps
 from scenarium.gateway.openai.http import ASKED, V1
 from scenarium.gateway.predict import Predict
 from scenarium.gateway.rollouts import Rollouts
-from scenarium.gateway.services import Service, brings_torch, zygote_kind
+from scenarium.gateway.services import Service, zygote_kind
 from scenarium.gateway.stream import Stream
 from scenarium.gateway.tracing import Tracing, open_tracing
 from scenarium.gateway.zygotes import Nursery
@@ -217,8 +217,7 @@ class Gateway:
                 manifest = self.store.manifest(name, number)
             except (ScenariumError, ValueError):
                 continue  # told when the version is opened
-            kind = zygote_kind(self.services[name].config, manifest)
-            self.nursery.want(kind, manifest.preload if kind == "torch" else [module for module in manifest.preload if not brings_torch(module)])
+            self.nursery.want(zygote_kind(self.services[name].config, manifest), manifest.preload)
 
     async def _poll(self) -> None:
         """Notice promoted versions, rollouts, newly installed packages, and what workers left behind."""

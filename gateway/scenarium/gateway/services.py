@@ -22,7 +22,7 @@ from scenarium.gateway.links import WorkerLink
 from scenarium.gateway.memory import Memory
 from scenarium.gateway.metrics import Stats
 from scenarium.gateway.requests import Failure, Outcome, Request
-from scenarium.gateway.zygotes import Nursery
+from scenarium.gateway.zygotes import Nursery, brings_torch
 
 if TYPE_CHECKING:
     from scenarium.gateway.rollouts import Trial
@@ -37,7 +37,6 @@ _OWN = frozenset(("level", "what", "at", "event"))
 """Members of a log line that a worker's entry cannot replace."""
 TICK_S = 0.01
 KEPT_LINES = 1000
-TORCH_MODULES = ("torch", "torchvision", "torchaudio", "transformers", "peft")
 
 
 class Service:
@@ -395,8 +394,3 @@ def zygote_kind(config: ServeConfig, manifest: Manifest) -> Literal["bare", "tor
     """Which zygote forks the workers of a version."""
     torch = bool(manifest.inputs) or any(map(brings_torch, manifest.preload))
     return "torch" if manifest.serving(config).engine == "torch" and torch else "bare"
-
-
-def brings_torch(module: str) -> bool:
-    """Whether importing ``module`` imports torch."""
-    return module.partition(".")[0] in TORCH_MODULES

@@ -24,6 +24,7 @@ from scenarium.gateway import logs
 FORK = sys.platform == "linux" and hasattr(os, "pidfd_open")
 """Whether workers are forked from zygotes; elsewhere each is a fresh interpreter."""
 _SUBREAPER = 36
+TORCH_MODULES = ("torch", "torchvision", "torchaudio", "transformers", "peft")
 
 
 @dataclass(slots=True)
@@ -209,8 +210,8 @@ class Nursery:
             ctypes.CDLL(None, use_errno=True).prctl(_SUBREAPER, 1, 0, 0, 0)
 
     def want(self, kind: str, modules: Sequence[str]) -> None:
-        """Have ``modules`` imported in the zygote before it forks."""
-        self.preload[kind].update(modules)
+        """Have ``modules`` imported in the zygote before it forks; in a bare one those alone that bring no torch."""
+        self.preload[kind].update(module for module in modules if kind == "torch" or not brings_torch(module))
 
     def warm(self, kind: str) -> None:
         """Start the zygote now, so that it imports while the version is read."""
@@ -330,3 +331,8 @@ def installed_stamp() -> tuple[tuple[str, int], ...]:
             except OSError:
                 continue
     return tuple(stamp)
+
+
+def brings_torch(module: str) -> bool:
+    """Whether importing ``module`` imports torch."""
+    return module.partition(".")[0] in TORCH_MODULES
