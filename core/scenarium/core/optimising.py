@@ -92,6 +92,10 @@ class Tried:
             return 0.0
         return -self.comparison.difference / abs(self.comparison.old_value) if self.comparison.old_value else float(np.sign(-self.comparison.difference)) * 1e9
 
+    def within(self, max_drop: float) -> bool:
+        """Whether at most ``max_drop`` (a share) is lost, rounding aside."""
+        return self.loss <= max_drop + 1e-9
+
 
 @dataclass
 class Found:
@@ -147,7 +151,7 @@ def optimise(
 def fastest(original: Tried, tried: Sequence[Tried], max_drop: float) -> Tried | None:
     """The one that answers most a second of those that lose at most ``max_drop`` (a share) and are faster than the original."""
     assert original.speed
-    fit = [each for each in tried if each.speed and each.loss <= max_drop and each.speed.per_second > original.speed.per_second]
+    fit = [each for each in tried if each.speed and each.within(max_drop) and each.speed.per_second > original.speed.per_second]
     return max(fit, key=lambda each: each.speed.per_second if each.speed else 0.0, default=None)
 
 

@@ -84,7 +84,7 @@ def _print(found: Found, max_drop: float) -> None:
             rows.append([*each.way, "-", "-", "-", "-", base.say(*each.reason)])
             continue
         spread = f" [{each.comparison.interval[0]:+.4f}, {each.comparison.interval[1]:+.4f}]" if each.comparison.interval else ""
-        mark = base.say(" kept", " 保留") if each is found.kept else base.say(" loses too much", " 损失过大") if each.loss > max_drop else ""
+        mark = base.say(" kept", " 保留") if each is found.kept else base.say(" loses too much", " 损失过大") if not each.within(max_drop) else ""
         rows.append([*_pace(each), f"{each.comparison.new_value:.4f}", f"{each.comparison.difference:+.4f}{spread}{mark}"])
     base.print_table(heads, rows)
     if found.kept is None:
