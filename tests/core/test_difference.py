@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from scenarium.core.difference import difference
+from scenarium.core.difference import difference, largest
 
 
 class Answer(BaseModel):
@@ -56,3 +56,14 @@ def test_what_is_equal(a: Any, b: Any, tolerance: float) -> None:
 )
 def test_the_first_place_that_differs_is_named(a: Any, b: Any, where: str) -> None:
     assert difference(a, b, 1e-3) == where
+
+
+def test_the_largest_errors() -> None:
+    a = {"x": np.array([1.0, 100.0, np.nan]), "n": np.array([1, 2])}
+    b = {"x": np.array([1.5, 101.0, np.nan]), "n": np.array([1, 2])}
+    absolute, relative = largest(a, b)
+    assert absolute == 1
+    assert relative == pytest.approx(0.5 / 1.5)
+    assert largest(a, a) == (0, 0)
+    assert largest({"x": np.array([np.inf, 1.0])}, {"x": np.array([1.0, 1.0])}) == (np.inf, np.inf)
+    assert largest({"x": np.array([np.nan])}, {"x": np.array([1.0])}) == (np.inf, np.inf)

@@ -360,3 +360,26 @@ def look(models: Path) -> int:
         for session in sessions:
             assert session.run(None, {"grams": np.ones((1, 1), np.float32)})[0].shape == (1, 1)
     return 1
+
+
+def test_an_entry_is_exported_whole(store: Store, tmp_path: Path) -> None:
+    tags = CHECKED | {"warmup": json.dumps({"tokens": [9], "age": []})}
+    version = commit(store, inputs=INPUTS, outputs=OUTPUTS, exports=["model.onnx"], tags=tags)
+    commit(store, inputs=INPUTS, outputs=OUTPUTS, exports=["model.onnx"], tags={"export": "none: it does not export"})
+    out = tmp_path / "repository"
+    for _ in range(2):  # one that is there is replaced
+        folder = triton_repository.export(store, "shop", 1, out)
+        assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == {
+            "shop/config.pbtxt",
+            "shop/1/model.onnx",
+            "shop/1/model.onnx.data",
+        }
+    assert not (folder / "1" / "model.onnx").samefile(version.folder / "model.onnx")
+    text = (folder / "config.pbtxt").read_text(encoding="utf8")
+    assert "versions: [ 1 ]" in text
+    assert (
+        'model_warmup [ { name: "one row" batch_size: 1 inputs { key: "tokens" value { data_type: TYPE_INT64 dims: [ 9 ] zero_data: true } } '
+        'inputs { key: "age" value { data_type: TYPE_FP32 dims: [ 1 ] random_data: true } } } ]'
+    ) in text
+    with pytest.raises(ScenariumError, match=r"SCN-5017 Version 2 .* it does not export"):
+        triton_repository.export(store, "shop", 2, out)

@@ -156,7 +156,10 @@ def test_promote_and_rollback_hold_for_both(store, server, shared_lab):
     until(lambda: served(gateway, server) == ("2", "2"), 30)
     store.set_alias("fraud_text", PRODUCTION, 1, "test", action="rollback")
     until(lambda: served(gateway, server) == ("1", "1"), 30)
-    assert "versions: [ 1 ]" in store.fs.cat_file(f"{triton_repository.root(store)}/fraud_text/config.pbtxt").decode()
+    text = store.fs.cat_file(f"{triton_repository.root(store)}/fraud_text/config.pbtxt").decode()
+    assert "versions: [ 1 ]" in text
+    assert "model_warmup" in text  # which Triton has run
+    assert "absolute" in store.manifest("fraud_text", 1).tags["parity"]
 
 
 def test_outputs_are_completed(server, store, tmp_path):

@@ -34,6 +34,23 @@ def difference(a: Any, b: Any, tolerance: float = 0.0, where: str = "") -> str |
     return None if type(a) is type(b) and a == b else f"{where or 'value'}: {a!r:.80} ≠ {b!r:.80}"
 
 
+def largest(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[float, float]:
+    """The largest absolute and the largest relative error between arrays of the same names and shapes; relative to the larger magnitude, where that is above 1.
+
+    So the second is what ``difference`` holds against a tolerance. NaN or infinity on one side alone is an infinite error.
+    """
+    absolute = relative = 0.0
+    for name in a:
+        x, y = np.asarray(a[name], np.float64), np.asarray(b[name], np.float64)
+        same = (x == y) | (np.isnan(x) & np.isnan(y))
+        x, y = x[~same], y[~same]
+        with np.errstate(invalid="ignore"):
+            apart = np.nan_to_num(np.abs(x - y), nan=np.inf, posinf=np.inf)
+            scaled = np.where(np.isinf(apart), np.inf, apart / np.maximum(1.0, np.maximum(np.abs(x), np.abs(y))))
+        absolute, relative = max(absolute, float(apart.max(initial=0.0))), max(relative, float(scaled.max(initial=0.0)))
+    return absolute, relative
+
+
 def _arrays(a: np.ndarray, b: np.ndarray, tolerance: float, where: str) -> str | None:
     if a.shape != b.shape or a.dtype.kind != b.dtype.kind:
         return f"{where}: {a.dtype}{list(a.shape)} ≠ {b.dtype}{list(b.shape)}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
 
-from scenarium.core.difference import difference
+from scenarium.core.difference import difference, largest
 from scenarium.core.engines import open_engine
 from scenarium.core.errors import ScenariumError, Words
 from scenarium.core.runtime import Runtime
@@ -23,32 +24,33 @@ ROWS = 8
 """Held-out rows that an export is traced with and compared on."""
 
 
-def write(run: Run, runtime: Runtime, rows: Sequence[Row]) -> str:
+def write(run: Run, runtime: Runtime, rows: Sequence[Row]) -> dict[str, str]:
     """Export ``runtime``'s model, with the evaluated ``rows``, into ``run.out`` and note the files in ``run.exports``.
 
-    Returns what became of it, for the manifest's tag ``export``: ``checked``, ``unchecked: <why>`` or ``none: <why>``. A model that
-    cannot be exported, or whose export answers differently, is served by the torch engine; it is no fault of the training.
+    Returns what became of it, as tags of the manifest: ``export`` is ``checked``, ``unchecked: <why>`` or ``none: <why>``; where it was checked,
+    ``parity`` tells the largest errors and ``warmup`` the shapes of one row's inputs (JSON). A model that cannot be exported, or whose export answers
+    differently, is served by the torch engine; it is no fault of the training.
     """
     module = getattr(runtime.model, "module", None)
     if not runtime.signature.inputs:
-        return "none: the scenario has no tensor signature"
+        return {"export": "none: the scenario has no tensor signature"}
     try:
         batch = inputs(runtime, rows[:ROWS])
         if not run.exports:
             if module is None:
-                return "none: the plugin loads a model of its own"
+                return {"export": "none: the plugin loads a model of its own"}
             run.progress.note("exporting")
             made = runtime.scenario.hook.export(config=runtime.scenario.config, model=module, signature=runtime.signature, batch=batch, out=run.out)
             run.exports = list(made or ())
         if EXPORT not in run.exports:
-            return f"unchecked: {', '.join(run.exports)}" if run.exports else "none: the plugin exports nothing"
+            return {"export": f"unchecked: {', '.join(run.exports)}" if run.exports else "none: the plugin exports nothing"}
         return _check(run, runtime, batch)
     except ScenariumError as fault:
         for name in run.exports:
             (run.out / name).unlink(missing_ok=True)
         run.exports = []
         run.progress.note(f"no export: {fault.title()}")
-        return f"none: {fault.title()}"
+        return {"export": f"none: {fault.title()}"}
 
 
 def inputs(runtime: Runtime, rows: Sequence[Row]) -> Batch:
@@ -71,11 +73,11 @@ def inputs(runtime: Runtime, rows: Sequence[Row]) -> Batch:
     return found
 
 
-def _check(run: Run, runtime: Runtime, batch: Batch) -> str:
+def _check(run: Run, runtime: Runtime, batch: Batch) -> dict[str, str]:
     """Compare on the whole batch and on its first row alone, which shows an axis that was fixed by the trace."""
     if importlib.util.find_spec("onnxruntime") is None:
         run.progress.note("onnxruntime is not installed: the export is not checked")
-        return "unchecked: onnxruntime is not installed"
+        return {"export": "unchecked: onnxruntime is not installed"}
     try:
         engine = open_engine("onnx", run.out, runtime.signature, "cpu", build=lambda: None)
         pairs: list[tuple[Any, Any]] = [(runtime.model(part), engine(part)) for part in (batch, {name: array[:1] for name, array in batch.items()})]
@@ -86,4 +88,8 @@ def _check(run: Run, runtime: Runtime, batch: Batch) -> str:
     for ours, exported in pairs:
         if found := difference(ours, exported, runtime.traits.tolerance):
             raise ScenariumError("SCN-3007", difference=found, tolerance=runtime.traits.tolerance)
-    return "checked"
+    rows = len(next(iter(batch.values())))
+    absolute, relative = map(max, zip(*(largest(ours, exported) for ours, exported in pairs), strict=True))
+    told = f"largest error of the export on {rows} held-out rows: {absolute:.1e} absolute, {relative:.1e} relative"
+    run.progress.note(told)
+    return {"export": "checked", "parity": told, "warmup": json.dumps({name: array.shape[1:] for name, array in batch.items()})}

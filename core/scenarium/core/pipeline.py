@@ -119,7 +119,7 @@ def _measure(run: Run, data: Data, store: Store, tags: dict[str, str]) -> Manife
         if isinstance(answer, Exception):
             raise answer
         figures = hook.report(config=config, rows=evaluation.rows, answers=evaluation.answers)
-        tags = {**tags, "export": exports.write(run, runtime, evaluation.rows)}
+        tags = {**tags, **exports.write(run, runtime, evaluation.rows)}
     finally:
         runtime.close()
     manifest = describe(

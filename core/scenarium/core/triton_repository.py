@@ -11,6 +11,7 @@ Configuration format: Triton Inference Server, ``model_config.proto``.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import uuid
@@ -35,6 +36,36 @@ CHECKED = "checked"
 def root(store: Store) -> str:
     """The folder (or fsspec path) of the Triton repository."""
     return f"{store.root}/models"
+
+
+def export(store: Store, name: str, ref: str | int, out: Path) -> Path:
+    """Copy a version as an entry of a Triton repository into ``out``, self-contained: no link to the store. Its folder, which replaces one that is there.
+
+    Raises:
+        ScenariumError: SCN-5017 (it has no checked export), SCN-5008 (``out`` cannot be written), SCN-5001, SCN-5002, SCN-5004, SCN-5010.
+    """
+    version = store.open(name, ref)
+    manifest = version.manifest
+    if not _exported(manifest):
+        raise ScenariumError("SCN-5017", name=name, version=version.number, reason=manifest.tags.get("export", "none"))
+    folder = out / name
+    made = out / f".{name}.{uuid.uuid4().hex}"
+    try:
+        (made / str(version.number)).mkdir(parents=True)
+        for relative in _files(manifest):
+            shutil.copy2(version.folder / relative, made / str(version.number) / relative)
+        (made / CONFIG).write_text(configuration(name, {version.number: manifest}), encoding="utf8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(made, folder)
+    except OSError as fault:
+        raise ScenariumError("SCN-5008", file=folder, name=name, reason=str(fault)) from fault
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return folder
+
+
+def _exported(manifest: Manifest) -> bool:
+    return EXPORT in manifest.exports and manifest.tags.get("export") == CHECKED and bool(manifest.inputs)
 
 
 def rebuild(store: Store) -> list[str]:
@@ -84,7 +115,7 @@ def _served(store: Store, name: str) -> dict[int, Manifest]:
     for alias in sorted(aliases, key=lambda a: (a != "production", a)):
         number = aliases[alias]
         manifest = store.manifest(name, number)
-        if number in served or EXPORT not in manifest.exports or manifest.tags.get("export") != CHECKED or not manifest.inputs:
+        if number in served or not _exported(manifest):
             continue
         if served and manifest.signature != next(iter(served.values())).signature:
             continue
@@ -187,9 +218,23 @@ def configuration(name: str, served: dict[int, Manifest]) -> str:
             *_tensors("output", manifest.outputs),
             "dynamic_batching { }",
             f"version_policy {{ specific {{ versions: [ {versions} ] }} }}",
+            *_warmup(manifest),
             "",
         ]
     )
+
+
+def _warmup(manifest: Manifest) -> list[str]:
+    """One row of the shapes that a held-out row had, run before the model counts as ready: the first pass is the slow one."""
+    if "warmup" not in manifest.tags:
+        return []
+    shapes, inputs = json.loads(manifest.tags["warmup"]), []
+    for spec in manifest.inputs:
+        # Zero is a valid index of any table; numbers are drawn between 0 and 1.
+        data = "random_data" if spec.dtype.startswith("float") else "zero_data"
+        dims = ", ".join(map(str, shapes[spec.name])) or "1"
+        inputs.append(f'inputs {{ key: "{spec.name}" value {{ data_type: TYPE_{DATATYPES[spec.dtype]} dims: [ {dims} ] {data}: true }} }}')
+    return [f'model_warmup [ {{ name: "one row" batch_size: 1 {" ".join(inputs)} }} ]']
 
 
 def _tensors(kind: str, specs: Sequence[TensorSpec]) -> list[str]:

@@ -31,6 +31,7 @@ COMMANDS: dict[str, Entry] = {
     "optimize": Entry("scenarium.core.cli.optimize:optimize", "a faster version: other engines, bf16, int8", "更快的版本：其他引擎、bf16、int8"),
     "rollback": Entry("scenarium.core.cli.versions:rollback", "return to the production version before", "回退到上一个生产版本"),
     "rollout": Entry("scenarium.gateway.rollout_cli:rollout", "try a version beside production: canary, shadow", "让新版本与生产版本并行试用：canary、镜像"),
+    "export": Entry("scenarium.core.cli.versions:export", "copy a version as an entry of a Triton repository", "将版本导出为 Triton 模型仓库的条目"),
     "prune": Entry("scenarium.core.cli.versions:prune", "delete old versions that nothing refers to", "删除无引用的旧版本"),
     "snippet": Entry("scenarium.gateway.snippet_cli:snippet", "client code to paste: curl, Python, JavaScript", "可粘贴的客户端代码：curl、Python、JavaScript"),
     "serve": Entry("scenarium.gateway.cli:serve", "start the gateway", "启动网关"),

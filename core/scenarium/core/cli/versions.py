@@ -1,7 +1,8 @@
-"""``scenarium versions``, ``promote``, ``rollback`` and ``prune``."""
+"""``scenarium versions``, ``promote``, ``rollback``, ``export`` and ``prune``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -158,3 +159,23 @@ def prune(name: str, keep: int, dry_run: bool, as_json: bool) -> None:
         return
     listed = ", ".join(map(str, numbers)) or base.say("none", "无")
     click.echo(base.say(f"would delete: {listed}", f"将删除：{listed}") if dry_run else base.say(f"deleted: {listed}", f"已删除：{listed}"))
+
+
+@base.command(
+    "export",
+    en="Copy a version as an entry of a Triton model repository: config.pbtxt and the checked ONNX export.",
+    zh="将一个版本复制为 Triton 模型仓库的条目：config.pbtxt 与已校验的 ONNX 导出。",
+    examples=("scenarium export fraud_text --out ./model_repository", "scenarium export fraud_text --version 3 --out ./model_repository"),
+)
+@base.scenario_argument()
+@base.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", en="The repository.", zh="模型仓库的目录。")
+@base.option("--version", "ref", default="production", metavar="REF", en="A number, an alias or latest.", zh="版本号、别名或 latest。")
+def export(name: str, out: Path, ref: str) -> None:
+    """Copy, and say what was measured when it was exported."""
+    from scenarium.core import triton_repository
+
+    store = _store()
+    folder = triton_repository.export(store, name, ref, out)
+    click.echo(folder)
+    if told := store.manifest(name, store.resolve(name, ref)).tags.get("parity"):
+        base.note(told, told)
