@@ -215,6 +215,7 @@ def test_values_are_held_against_type_and_shape() -> None:
         assert refused.value.field == "inputs.x", (dtype, shape, value)
 
 
+@pytest.mark.slow
 def test_a_pytorch_file_that_is_no_model_is_refused_by_its_own_process(tmp_path: Path, lab) -> None:
     import torch
 

@@ -23,6 +23,8 @@ from scenarium.core.registry import Registry
 from scenarium.core.settings import Settings
 from tests.gateway.conftest import Lab, until
 
+pytestmark = pytest.mark.slow
+
 IDS = np.array([[1, 2, 3, 4, 5], [5, 0, 7, 8, 9]], np.int64)
 CONFIG = """
 name: "bert-base" platform: "pytorch_libtorch" max_batch_size: 8

@@ -17,6 +17,8 @@ from scenarium.core.settings import Settings
 from scenarium.core.store import Store
 from tests.gateway.conftest import Lab
 
+pytestmark = pytest.mark.slow
+
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXT = "a b c what wonderful day the capital of france is . ada lovelace lived in london match ended this example sport politics"
 WORDS = [*SPECIAL, *TEXT.split()]
