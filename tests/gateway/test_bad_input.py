@@ -357,6 +357,7 @@ def test_blanks_without_end_take_no_memory(gateway: Any) -> None:
 def test_pictures_below_the_limit_do_not_add_up(gateway: Any) -> None:
     # 25 megapixels each, 25 kB packed: they are unpacked one after another, whatever a batch holds.
     items = [{"image": base64.b64encode(png(5000, 5000)).decode()}] * 8
+    assert gateway.client.post("/scenarios/image_classification/predict", json=items[0], timeout=60).status_code == 200  # a worker keeps the pages of one
     before = usage(gateway)[1]
     answer = gateway.client.post("/scenarios/image_classification/predict/batch", json=items, timeout=60)
     assert answer.headers["x-scenarium-errors"] == "0"
