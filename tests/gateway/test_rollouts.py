@@ -146,7 +146,7 @@ def test_start_widen_stop_and_promote_lose_nothing_under_load(pair):
 @pytest.mark.alone
 @pytest.mark.parametrize("does", ["hang", "sleep", "kill"])
 def test_a_shadow_that_hangs_is_slow_or_dies_never_makes_a_client_wait(pair, does):
-    number = pair.second(does=does, seconds=0.3)
+    number = pair.second(does=does, seconds=1.0)
     gateway = pair.start({"unit": "unit"})
     gateway.ready("unit")
     with Load(gateway, clients=2) as alone:
