@@ -90,6 +90,14 @@ def test_a_broken_plugin_is_one_error_with_reason_and_remedy(name: str, site: Pa
     assert made.scenario("pebbles").hook.metric(config=made.scenario("pebbles").config).name == "accuracy"
 
 
+def test_a_file_that_would_hide_a_hook_is_named(site: Path, distribution: Callable[..., None], site_modules: None) -> None:
+    distribution(site, "shadowed", "from scenarium.core import hookimpl\n@hookimpl\ndef model(): return None\n")
+    assert open_registry().scenario("shadowed").hook.model(config=None, state={}) is None
+    (site / "scenarium_shadowed" / "model.py").write_text("")
+    with pytest.raises(ScenariumError, match=r"SCN-1002[\s\S]*model\.py hides its hook 'model'"):
+        open_registry().scenario("shadowed").hook  # noqa: B018
+
+
 @pytest.fixture
 def site_modules() -> Iterator[None]:
     """Forget the broken modules again."""

@@ -55,7 +55,7 @@ class Plugin:
         """Import the plugin.
 
         Raises:
-            ScenariumError: SCN-1002, whatever the import did: syntax error, missing module, ``sys.exit``.
+            ScenariumError: SCN-1002, whatever the import did: syntax error, missing module, ``sys.exit``; or a file hides a hook.
         """
         if self.error:
             raise self.error
@@ -66,11 +66,23 @@ class Plugin:
             found: object = importlib.import_module(module)
             for part in filter(None, attribute.split(".")):
                 found = getattr(found, part)
-            return found
         except KeyboardInterrupt:
             raise
         except BaseException as fault:
             raise self.broken(*import_fault(fault)) from fault
+        self._refuse_hidden_hooks(found)
+        return found
+
+    def _refuse_hidden_hooks(self, plugin: object) -> None:
+        """A file ``model.py`` beside a plugin with the hook ``model`` takes the hook's place in the package once something imports it."""
+        from scenarium.core.relay import implemented
+
+        for folder in getattr(plugin, "__path__", ()):
+            for name in implemented(plugin):
+                file = Path(folder) / f"{name}.py"
+                if file.is_file():
+                    reason = Words(f"the file {file} hides its hook '{name}' once it is imported", f"文件 {file} 一经导入就会遮住它的钩子 '{name}'")
+                    raise self.broken(reason, Words("Give the file another name.", "请给该文件换一个名字。"))
 
     def broken(self, reason: Words, remedy: Words) -> ScenariumError:
         """The error that names this plugin, the reason and the remedy."""

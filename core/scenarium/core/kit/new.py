@@ -42,8 +42,8 @@ def create(name: str, template: str = "text", parent: Path | None = None) -> Pat
         package / "py.typed": "",
         package / "__init__.py": _render(template, "module.py.j2", values),
     }
-    if _exists(template, "model.py.j2"):
-        rendered[package / "model.py"] = _render(template, "model.py.j2", values)
+    if _exists(template, "network.py.j2"):
+        rendered[package / "network.py"] = _render(template, "network.py.j2", values)
     for path, text in rendered.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf8")
