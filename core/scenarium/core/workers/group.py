@@ -10,7 +10,6 @@ descriptors (the member's socket, its stderr), until the socket ends. It sends t
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import socket
@@ -20,10 +19,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from scenarium.core import devices
+from scenarium.core import devices, heap
 from scenarium.core.workers import frames
 
-_MMAP_THRESHOLD = -3
 _own = threading.local()
 
 
@@ -51,7 +49,7 @@ class _Printed:
 
 def host(control: socket.socket, serve: Callable[[socket.socket], None]) -> None:
     """Have ``serve`` serve members until the gateway closes ``control`` or ends; ends the process."""
-    _libc("mallopt", _MMAP_THRESHOLD, 1 << 20)  # else the C library keeps blocks as large as any that was freed before
+    heap.return_freed()  # of a member that leaves
     sys.stdout, sys.stderr = _Printed(sys.stdout), _Printed(sys.stderr)
     control.sendall(frames.json_frame(frames.READY, {"proto": frames.PROTO, "pid": os.getpid()}))
     while True:
@@ -86,10 +84,4 @@ def _member(sock: socket.socket, stderr: int, serve: Callable[[socket.socket], N
             traceback.print_exc()
         gc.collect()  # a model may be part of a cycle
         devices.give_back()
-        _libc("malloc_trim", 0)
-
-
-def _libc(function: str, *arguments: int) -> None:
-    """Call a function of glibc; see mallopt(3) and malloc_trim(3). Another C library goes without."""
-    with contextlib.suppress(AttributeError):
-        getattr(ctypes.CDLL(None), function)(*arguments)
+        heap.trim()

@@ -64,7 +64,8 @@ def serve(sock: socket.socket, alone: bool = True) -> None:
         "device_memory": devices.memory_of(runtime.model),
         "load_ms": round((time.monotonic() - began) * 1000),
     }
-    heap.keep_freed()  # after the load, whose own large blocks are used once
+    if alone:  # a group gives back what a member frees
+        heap.keep_freed()  # after the load, whose own large blocks are used once
     worker = Worker(sock, reader, runtime, spans, alone)
     worker.send(frames.json_frame(frames.READY, ready))
     worker.run()
