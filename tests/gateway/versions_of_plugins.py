@@ -47,13 +47,13 @@ ROWS: dict[str, Any] = {
 """Rows of each plugin; None: its own data are read in a second."""
 
 
-def make(store: Store, work: Path, *names: str, export: bool = False) -> None:
+def make(store: Store, work: Path, *names: str) -> None:
     """A production version of each plugin in the store."""
     for name in names or ROWS:
         subject = Subject.open(name, work)
         if ROWS[name]:
             subject.probe.rows = ROWS[name]()
         subject.work = Path(store.root).parent
-        subject.train(Path(store.root).name, f"runs-{name}", export=export)
+        subject.train(Path(store.root).name, f"runs-{name}", export=False)
         if not store.aliases(name)["aliases"]:  # it is not better than its floor, of course
             store.set_alias(name, PRODUCTION, 1, "test")
