@@ -26,7 +26,7 @@ CLIENTS = 8
 MAX_DROP = 0.01
 CORES = len(os.sched_getaffinity(0))
 NAMES = {"resnet": "ResNet-50 on pictures", "bert_base": "BERT-base-size model on text"}
-LITSERVE = ((1, 0.0), (4, 0.005), (8, 0.01))
+LITSERVE = ((2, 0.001), (4, 0.005), (8, 0.01))
 """Largest batch and seconds to wait for it."""
 DIGITS, EACH = ("0", "1"), 260
 
