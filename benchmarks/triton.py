@@ -9,7 +9,7 @@ import sys
 
 from benchmarks import peers, runner
 
-BENCHMARKS = ("triton_v2", "triton_streaming")
+BENCHMARKS = ("triton_v2", "triton_engine", "triton_streaming", "triton_optimized")
 
 if __name__ == "__main__":
     peers.make()
