@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import threading
 import time
 from pathlib import Path
@@ -149,6 +150,7 @@ def test_killed_under_load(pair):
     failed = [each for each in found if each[2] != 200]
     assert len(failed) > 50
     assert {each[2:] for each in failed} == {(503, "SCN-6050")}
-    assert max(each[1] for each in failed) < 1.0
+    assert statistics.median(each[1] for each in failed) < 0.1
+    assert max(each[1] for each in failed) < 5
     assert pair.gateway.client.get("/scenarios/tensors").json()["workers"][0]["pid"] == pid  # the same worker
     assert pair.metric('scenarium_triton_requests_total{outcome="refused",scenario="tensors"}') > 50

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import tomllib
 import zipfile
 from pathlib import Path
@@ -84,7 +85,11 @@ def test_two_wheels_in_a_fresh_environment_train_serve_and_predict(wheels: dict[
     assert server.stderr is not None
     try:
         url = next(found[1] for line in server.stderr if (found := re.search(r'"url": ?"(http[^"]+)"', line)))
-        about = httpx.get(f"{url}/scenarios/credit_risk").json()
+        for _ in range(300):  # the first worker may still be loading
+            about = httpx.get(f"{url}/scenarios/credit_risk").json()
+            if "sample" in about:
+                break
+            time.sleep(0.1)
         answer = httpx.post(f"{url}/scenarios/credit_risk/predict", json=about["sample"], timeout=60)
         assert answer.status_code == 200
         assert shown["name"] == "credit_risk"

@@ -101,7 +101,7 @@ def opened(job: Run, module: torch.nn.Module | None = None, tolerance: float = 1
 def test_the_pipeline_checks_on_held_out_rows(tmp_path, trained):
     job = Run(trained.scenario, tmp_path, tmp_path, {})
     rows = runs.data(trained.scenario, 40).val
-    assert exports.write(job, opened(trained), rows) == "checked"
+    assert exports.write(job, opened(trained), rows)["export"] == "checked"
     assert job.exports == ["model.onnx"]
 
 
@@ -113,7 +113,7 @@ def test_an_export_that_differs_is_dropped_and_said(tmp_path, trained):
     export(runtime.model.module, runtime.signature, {"points": np.ones((2, 3, 8), np.float32)}, tmp_path)
     job.exports = ["model.onnx"]
     other = runs.run(tmp_path / "other", runs.scenario("train.epochs=1", "model.ragged=true", "train.seed=5"))
-    found = exports.write(job, opened(other), runs.data(trained.scenario, 40).val)
+    found = exports.write(job, opened(other), runs.data(trained.scenario, 40).val)["export"]
     assert found.startswith("none: The export answers differently from the trained model: logits")
     assert notes == [f"no export: {found.removeprefix('none: ')}"]
     assert job.exports == []
@@ -124,7 +124,7 @@ def test_a_missing_export_is_explained(tmp_path, trained):
     job = Run(trained.scenario, tmp_path, tmp_path, {})
     runtime = opened(trained)
     runtime.model = SimpleNamespace()
-    assert exports.write(job, runtime, runs.data(trained.scenario).train) == "none: the plugin loads a model of its own"
+    assert exports.write(job, runtime, runs.data(trained.scenario).train)["export"] == "none: the plugin loads a model of its own"
     runtime.signature = Signature((), ())
-    assert exports.write(job, runtime, []) == "none: the scenario has no tensor signature"
+    assert exports.write(job, runtime, [])["export"] == "none: the scenario has no tensor signature"
     assert json.dumps(job.exports) == "[]"

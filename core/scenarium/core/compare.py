@@ -149,7 +149,7 @@ def promote(
     if alias == PRODUCTION and force is None:
         if current is None:
             _above_floor(scenario, manifest)
-        elif current != new and not manifest.data:  # imported: no rows were held out, so nothing can be measured
+        elif current != new and scenario.plugin.generic and not manifest.data:  # imported: no rows were held out, so nothing can be measured
             same_tensors(store.manifest(scenario.name, current), manifest)
         elif current != new:
             comparison = compare(scenario, store, current, new, progress=progress)
