@@ -87,14 +87,24 @@ class Admission:
             Rejected: SCN-4101, SCN-4102 (401), SCN-4103 (403).
             Limited: SCN-4105, SCN-4106 (429).
         """
-        if not self.keyring.asked:
-            return ANONYMOUS
-        key = self.identify(call)
-        call.caller = caller = Caller(key)
-        if not key.may_predict(scenario):
-            raise self._reject("scope", "SCN-4103", ident=key.id, name=scenario)
+        caller = self._who(call, scenario)
         await self.charge(caller)
         return caller
+
+    def admit_here(self, call: Call, scenario: str) -> Caller:
+        """``admit`` for a gateway that counts alone."""
+        caller = self._who(call, scenario)
+        if caller.key and caller.key.limited:
+            self._charge_here(caller.key, time.monotonic())
+        return caller
+
+    def _who(self, call: Call, scenario: str) -> Caller:
+        if self.keyring.asked:
+            key = self.identify(call)
+            call.caller = Caller(key)
+            if not key.may_predict(scenario):
+                raise self._reject("scope", "SCN-4103", ident=key.id, name=scenario)
+        return call.caller
 
     async def charge(self, caller: Caller) -> None:
         """Count one request of this caller.
@@ -103,14 +113,21 @@ class Admission:
             Limited: SCN-4105, SCN-4106.
         """
         key = caller.key
-        if key is None or (key.rate is None and key.daily is None):
+        if key is None or not key.limited:
             return
         now = time.monotonic()
+        self._charge_here(key, now)
+        if self.shared:
+            self.limits.turn()
+            try:
+                await self.shared.take(key, self.limits.day, now)
+            except Limited as fault:
+                self.rejected[fault.reason] += 1
+                raise
+
+    def _charge_here(self, key: Key, now: float) -> None:
         try:
             self.limits.take(key, now)
-            if self.shared:
-                self.limits.turn()
-                await self.shared.take(key, self.limits.day, now)
         except Limited as fault:
             self.rejected[fault.reason] += 1
             raise

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from scenarium.core.errors import ScenariumError
-from scenarium.gateway import problems
+from scenarium.gateway import direct, problems
 from scenarium.gateway.predict import PROBLEM, RETRY_AFTER, Call
 from scenarium.gateway.sockets import PATH, Socket
 
 if TYPE_CHECKING:
     from scenarium.core.config import GatewayConfig
+    from scenarium.gateway.app import Gateway
 
 SLOWEST = 16 * 1024
 """Bytes of a body that give its client another second."""
@@ -31,9 +32,10 @@ LINGER_S, LINGER_BYTES = 2.0, 32 * 1024 * 1024
 class Bounds:
     """What a client may cost, and how many went beyond it."""
 
-    def __init__(self, config: GatewayConfig, rejected: dict[str, int]) -> None:
-        self.config = config
-        self.rejected = rejected
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.config: GatewayConfig = gateway.config
+        self.rejected = gateway.admission.rejected
         self.open: set[Connection | Socket] = set()
 
     def connection(self, **options: Any) -> Connection:
@@ -74,6 +76,14 @@ class Joined:
         else:
             self.held += data
             self.flush()
+
+    def send(self, data: bytes) -> None:
+        """Write without waiting for more."""
+        if self.turn is not None:
+            self.held += data
+            self.flush()
+        elif not self.is_closing():
+            self.transport.write(data)
 
     def flush(self) -> None:
         """Write what is held back."""
@@ -153,6 +163,11 @@ class Connection(HttpToolsProtocol):
             self._too_large()
             return
         self.since, self.size = time.monotonic(), 0
+        if self.cycle is None or self.cycle.response_complete:
+            taken = direct.take(self.bounds.gateway, self)
+            if taken:
+                self.cycle = cast(Any, taken)
+                return
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -165,6 +180,20 @@ class Connection(HttpToolsProtocol):
         self.in_head, self.size = True, 0  # of the request that may follow
         if not self.transport.is_closing():
             super().on_message_complete()
+
+    def answer(self, status: int, headers: list[tuple[bytes, bytes]], content: bytes, keep_alive: bool) -> None:
+        """Write a whole answer, and go on with what the client has sent since."""
+        parts = [STATUS_LINE[status]]
+        for name, value in (*self.server_state.default_headers, *headers):
+            parts += (name, b": ", value, b"\r\n")
+            keep_alive = keep_alive and name != b"connection"  # the only one that is ever set says close
+        if not keep_alive and (b"connection", b"close") not in headers:
+            parts.append(b"connection: close\r\n")
+        parts += (b"content-length: %d\r\n\r\n" % len(content), content)
+        cast(Joined, self.transport).send(b"".join(parts))
+        if not keep_alive:
+            self.transport.close()
+        self.on_response_complete()
 
     def _should_upgrade(self) -> bool:
         free = self.cycle is None or self.cycle.response_complete  # an answer that is on its way goes first

@@ -71,6 +71,11 @@ class Key:
             return "revoked"
         return "expired" if self.expires is not None and self.expires <= time.time() else "active"
 
+    @property
+    def limited(self) -> bool:
+        """Whether its requests are counted."""
+        return self.rate is not None or self.daily is not None
+
     def may_predict(self, scenario: str) -> bool:
         """Whether it holds for this scenario."""
         return self.scenarios is None or scenario in self.scenarios

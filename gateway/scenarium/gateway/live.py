@@ -32,7 +32,7 @@ from scenarium.core.errors import ScenariumError
 from scenarium.gateway import logs, problems
 from scenarium.gateway.audit import Entry
 from scenarium.gateway.limits import Limited
-from scenarium.gateway.predict import Call, Disconnected, body_key, count_answer, failed, send_problem
+from scenarium.gateway.predict import Call, Disconnected, count_answer, failed, routing_key, send_problem
 from scenarium.gateway.requests import Outcome, Request
 
 if TYPE_CHECKING:
@@ -297,7 +297,7 @@ class Session:
                 future.set_result(outcome)
 
         request = self.request = item.request(frame.body, now, limit_ms - (now - frame.came) * 1000, resolve)
-        request.key = call.key or (service.route_key and body_key(frame.body, service.route_key)) or ""
+        request.key = routing_key(service, call, frame.body)
         service.submit(request)
         try:
             outcome = await future

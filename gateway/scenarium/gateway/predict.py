@@ -210,8 +210,12 @@ def body_key(body: bytes, pointer: str) -> str:
     return str(value)[:LONGEST_KEY].encode("utf8", "replace").decode()  # half of a surrogate pair, which the worker refuses, has no bytes
 
 
-async def send_problem(send: Send, error: ScenariumError, call: Call, version: int = 0) -> None:
-    """Answer with problem details."""
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+"""Status, headers (all but the body's length) and body of an answer."""
+
+
+def problem(error: ScenariumError, call: Call, version: int = 0) -> Answer:
+    """The answer with problem details."""
     headers = [PROBLEM, (b"x-request-id", call.rid_header), *getattr(error, "headers", ())]
     if version:
         headers.append((b"x-scenarium-version", b"%d" % version))
@@ -225,7 +229,17 @@ async def send_problem(send: Send, error: ScenariumError, call: Call, version: i
         headers.append((b"allow", b"POST"))
     if error.status == 413 or (error.status in (401, 403, 415, 429) and call.length > UNREAD):
         headers.append((b"connection", b"close"))
-    await send_body(send, error.status, headers, problems.body(error, call.language))
+    return error.status, headers, problems.body(error, call.language)
+
+
+async def send_problem(send: Send, error: ScenariumError, call: Call, version: int = 0) -> None:
+    """Answer with problem details."""
+    await send_body(send, *problem(error, call, version))
+
+
+def routing_key(service: Service, call: Call, body: bytes) -> str:
+    """What decides which worker answers: the header's key, else what the manifest's pointer finds in the body."""
+    return call.key or (service.route_key and body_key(body, service.route_key)) or ""
 
 
 async def send_body(send: Send, status: int, headers: list[tuple[bytes, bytes]], content: bytes) -> None:
@@ -310,7 +324,7 @@ class Predict(Endpoint):
         now = time.monotonic()
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         request = call.request(body, now, limit_ms, future.set_result)
-        request.key = call.key or (service.route_key and body_key(body, service.route_key)) or ""
+        request.key = routing_key(service, call, body)
         found: Found | None = None
         if config.cache_size:
             request.watch = self.watcher(service.cache, request, receive)
@@ -318,18 +332,24 @@ class Predict(Endpoint):
         else:
             request.watch = self.watcher(service, request, receive)
             service.submit(request)
-        outcome = await future
-        if outcome.failure is None:
-            count_answer(service, request, outcome, found)
-            kind = JSON if outcome.status < 400 else PROBLEM
-            headers = [kind, (b"x-request-id", call.rid_header), (b"x-scenarium-version", b"%d" % outcome.version)]
-            if found:
-                headers.append((b"x-scenarium-cache", found.encode()))
-            if outcome.status == 503:
-                headers.append(RETRY_AFTER)
-            await send_body(send, outcome.status, headers, outcome.body)
-        else:
-            await send_problem(send, failed(service, request, outcome, limit_ms), call, outcome.version)
+        await send_body(send, *reply(service, call, request, await future, limit_ms, found))
+
+
+def reply(service: Service, call: Call, request: Request, outcome: Outcome, limit_ms: float, found: Found | None = None) -> Answer:
+    """Count how a request ended; the answer that tells it.
+
+    Raises:
+        Disconnected: the client left, so nobody needs to be told.
+    """
+    if outcome.failure is not None:
+        return problem(failed(service, request, outcome, limit_ms), call, outcome.version)
+    count_answer(service, request, outcome, found)
+    headers = [JSON if outcome.status < 400 else PROBLEM, (b"x-request-id", call.rid_header), (b"x-scenarium-version", b"%d" % outcome.version)]
+    if found:
+        headers.append((b"x-scenarium-cache", found.encode()))
+    if outcome.status == 503:
+        headers.append(RETRY_AFTER)
+    return outcome.status, headers, outcome.body
 
 
 def count_answer(service: Service, request: Request, outcome: Outcome, found: Found | None = None) -> None:

@@ -68,7 +68,7 @@ def serve(
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.create_server((config.host, config.port), family=family, backlog=2048)
     host, port = listener.getsockname()[:2]
-    bounds = Bounds(config, app.state.gateway.admission.rejected)
+    bounds = Bounds(app.state.gateway)
     options = uvicorn.Config(
         app.state.gateway.around(app),
         http=cast(Any, bounds.connection),

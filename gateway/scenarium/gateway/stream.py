@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from scenarium.core.errors import ScenariumError
 from scenarium.gateway import problems
-from scenarium.gateway.predict import PROBLEM, Call, Endpoint, body_key, count_answer, failed, read_body, send_body, send_problem
+from scenarium.gateway.predict import PROBLEM, Call, Endpoint, count_answer, failed, read_body, routing_key, send_body, send_problem
 from scenarium.gateway.requests import Outcome
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Stream(Endpoint):
         body = await read_body(receive, service.config.max_body_bytes, call.length, service.name)
         parts = Parts(service)
         request = parts.request = call.request(body, time.monotonic(), limit_ms, parts.end)
-        request.key = call.key or (service.route_key and body_key(body, service.route_key)) or ""
+        request.key = routing_key(service, call, body)
         request.stream = parts.put
         request.watch = self.watcher(service, request, receive)
         service.submit(request)

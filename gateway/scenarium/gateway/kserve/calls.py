@@ -17,7 +17,7 @@ from scenarium.gateway.audit import Entry
 from scenarium.gateway.kserve import messages, models
 from scenarium.gateway.kserve.inference import Inference, policy
 from scenarium.gateway.kserve.refusals import Refusal, of_error, of_problem
-from scenarium.gateway.predict import Call, Disconnected, body_key, count_answer, failed
+from scenarium.gateway.predict import Call, Disconnected, count_answer, failed, routing_key
 from scenarium.gateway.stream import Parts
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class Calls:
         limit_ms = policy(parameters, call, call.deadline(service.config.deadline_ms))
         parts = Parts(service)
         request = parts.request = call.request(body, time.monotonic(), limit_ms, parts.end)
-        request.key = call.key or (service.route_key and body_key(body, service.route_key)) or ""
+        request.key = routing_key(service, call, body)
         request.content_type, request.stream = "", parts.put
         service.submit(request)
         try:

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from scenarium.core.errors import ScenariumError
-from scenarium.gateway.predict import Call, body_key, count_answer, failed
+from scenarium.gateway.predict import Call, count_answer, failed, routing_key
 from scenarium.gateway.stream import Parts
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Choices:
             own = call if not number else _beside(call, number)
             request = parts.request = own.request(body, time.monotonic(), limit_ms, parts.end)
             request.content_type = "application/json"
-            request.key = call.key or (service.route_key and body_key(body, service.route_key)) or ""
+            request.key = routing_key(service, call, body)
             if stream:
                 request.stream = parts.put
             self.parts.append(parts)
