@@ -152,7 +152,7 @@ def test_a_shadow_that_hangs_is_slow_or_dies_never_makes_a_client_wait(pair, doe
     with Load(gateway, clients=2) as alone:
         time.sleep(1)
     rollouts.start(pair.store, "unit", number, 0.0, True, NEVER)
-    gateway.wait_event("rollout_started")
+    tried(pair, gateway)
     with Load(gateway, clients=2) as load:
         time.sleep(3)
         figures = trial(gateway)
