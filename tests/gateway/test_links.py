@@ -12,14 +12,21 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from scenarium.core.config import ServeConfig
+from scenarium.core.registry import Registry
+from scenarium.core.settings import Settings
+from scenarium.core.store import Store
 from scenarium.core.workers import frames
 from scenarium.gateway import links, logs
+from scenarium.gateway.generations import Generation
 from scenarium.gateway.links import WorkerLink
-from scenarium.gateway.zygotes import Process
+from scenarium.gateway.memory import Memory
+from scenarium.gateway.services import Service
+from scenarium.gateway.zygotes import Nursery, Process
 
 READY = {"proto": 1, "pid": 1, "schema": "", "max_batch": 8, "concurrency": "batch", "pure": True, "streams": False, "load_ms": 1}
 
@@ -186,3 +193,18 @@ def test_a_real_gateway_serves_its_neighbours_beside_a_worker_that_garbles(lab: 
     assert gateway.ask("unit").status_code == 200
     assert [event["event"] for event in gateway.events].count("worker_output") <= 2 * links.LINES_S + 2
     assert not [event for event in gateway.events if event["event"] == "gateway_fault"]
+
+
+def test_a_worker_that_died_since_it_was_ready_gets_no_work(tmp_path: Path) -> None:
+    async def run() -> None:
+        link, _ = await hostile(frames.json_frame(frames.READY, READY), "pass")
+        assert await link.ready is None
+        registry, memory = Registry(Settings.read(environ={}), {}), Memory(None, None, 0.0, {})
+        service = Service("unit", "unit", ServeConfig(), registry, Store(str(tmp_path)), cast(Nursery, None), memory)
+        service.current = generation = Generation.__new__(Generation)  # without its tasks, which start workers
+        generation.links = [link]
+        service.joined(generation, link)
+        assert not service.batcher.workers
+        assert service.state == "starting"
+
+    asyncio.run(run())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -273,6 +274,17 @@ def test_a_new_version_without_room_beside_the_old_takes_its_place(lab, start):
     assert [answer.status_code for answer in found] == [200] * 600
     assert {answer.headers["x-scenarium-version"] for answer in found} == {"1", "2"}
     assert most[0] <= 1.1 * metric(gateway, "scenarium_memory_budget_bytes")
+
+
+def test_no_kept_answer_outlives_workers_that_made_room_for_others_of_the_same_version(lab, start):
+    gateway = start(1, 1, "scenarios.m0.serve.cache_size=100000")
+    gateway.ready("m0")
+    assert [gateway.ask("m0").headers["x-scenarium-cache"] for _ in range(2)] == ["miss", "hit"]
+    (before,) = gateway.client.get("/scenarios/m0").json()["workers"]
+    (lab.folder / "scenarios.toml").write_text("[scenarios.m0.serve]\nthreads = 3\n")
+    gateway.popen.send_signal(signal.SIGHUP)
+    lab.until(lambda: gateway.ask("m0", str(time.monotonic_ns())).json()["pid"] != before["pid"])
+    assert gateway.ask("m0").headers["x-scenarium-cache"] == "miss"
 
 
 def test_a_request_that_waits_for_its_load_is_answered_before_the_end(lab, start):

@@ -54,6 +54,30 @@ def test_scenarios_come_and_go(lab, gateway):
     lab.until(lambda: len(gateway.processes()) == 4)  # gateway, zygote, two workers
 
 
+def test_a_version_that_loads_when_its_scenario_is_removed_leaves_no_worker(lab, gateway):
+    number = lab.publish("unit", settings={"model.load_seconds": 1.5})
+    gateway.wait_event("version_loading", scenario="unit", version=number)
+    lab.until(lambda: len(gateway.processes()) == 5)  # gateway, zygote, two workers, and the one that loads
+    (lab.folder / "scenarios.toml").write_text('[scenarios.other]\nplugin = "unit"\n[scenarios.unit]\nenabled = false\n')
+    assert lab.until(reload(gateway))[0]["removed"] == ["unit"]
+    lab.until(lambda: len(gateway.processes()) == 3, 5)
+
+
+def test_kept_answers_are_forgotten_where_other_workers_come_back(lab, gateway):
+    kept = "cache_size = 100000\n"
+    (lab.folder / "scenarios.toml").write_text(TABLE.format(workers=1, queue=64) + kept)
+    lab.until(reload(gateway))
+    before = [gateway.ask("unit") for _ in range(2)]
+    assert [answer.headers["x-scenarium-cache"] for answer in before] == ["miss", "hit"]
+    assert gateway.client.post("/v2/repository/models/unit/unload").status_code == 200
+    (lab.folder / "scenarios.toml").write_text(TABLE.format(workers=1, queue=64) + kept + "threads = 2\n")
+    lab.until(reload(gateway))
+    assert gateway.client.post("/v2/repository/models/unit/load").status_code == 200
+    after = gateway.ask("unit")
+    assert after.headers["x-scenarium-cache"] == "miss"
+    assert after.json()["pid"] != before[0].json()["pid"]
+
+
 def test_wrong_settings_change_nothing(lab, gateway):
     before = gateway.client.get("/scenarios/unit").json()["workers"]
     (lab.folder / "scenarios.toml").write_text("[scenarios.unit\n")

@@ -257,6 +257,24 @@ def test_kept_answers_are_those_of_the_version_that_is_to_answer(pair):
     assert gateway.ask("unit").headers["X-Scenarium-Cache"] == "hit"
 
 
+def test_who_waits_for_a_slow_canarys_answer_that_may_be_kept_waits_no_longer_than_the_deadline(pair):
+    rollouts.start(pair.store, "unit", pair.second(does="sleep", seconds=2.0), 1.0, False, NEVER)
+    gateway = pair.start({"unit": "unit"}, "scenarios.unit.serve.cache_size=1000000", "scenarios.unit.serve.deadline_ms=1000")
+    tried(pair, gateway)  # production has nothing to do at all
+    began = time.monotonic()
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(gateway.ask, "unit")
+        time.sleep(0.5)
+        hurried = pool.submit(gateway.ask, "unit", headers={"X-Scenarium-Deadline-Ms": "200"})
+        joined = pool.submit(gateway.ask, "unit")  # waits for the first one's computation, which ends half a second before its own deadline
+        assert hurried.result().json()["code"] == "SCN-4007"
+        assert 0.7 <= time.monotonic() - began < 0.95
+        assert first.result().json()["code"] == "SCN-4007"
+        assert 1.0 <= time.monotonic() - began < 1.4
+        assert joined.result().json()["code"] == "SCN-4007"
+        assert 1.5 <= time.monotonic() - began < 2.0
+
+
 def test_changed_settings_and_a_removed_scenario_reach_the_candidate_too(pair):
     rollouts.start(pair.store, "unit", pair.second(), 0.5, False, NEVER)
     pair.publish("other", "unit")

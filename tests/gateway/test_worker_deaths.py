@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.gateway.steady_load import Load
+
 pytestmark = pytest.mark.slow
 
 
@@ -254,6 +256,41 @@ def test_random_numbers_differ_between_workers(lab):
         a, b = (f.result().json() for f in [pool.submit(gateway.ask, "unit", "x", do="sleep", seconds=0.3) for _ in range(2)])
     assert a["pid"] != b["pid"]
     assert a["noise"] != b["noise"]
+
+
+def kill_again(lab, gateway, before):
+    """Kill the worker, and the one that takes its place while that still loads."""
+    os.kill(before, signal.SIGKILL)
+    lab.until(lambda: any(worker["pid"] != before for worker in gateway.client.get("/scenarios/unit").json()["workers"]))
+    os.kill(pid_of(gateway), signal.SIGKILL)
+
+
+def test_a_start_that_fails_once_costs_nothing_that_waits(lab):
+    lab.publish("unit", settings={"model.load_seconds": 1.0})
+    gateway = lab.start({"unit": "unit"})
+    gateway.ready("unit")
+    with Load(gateway, do="sleep", seconds=0.01) as load:
+        lab.until(lambda: len(load.answers) > 20)
+        kill_again(lab, gateway, pid_of(gateway))
+        gateway.wait_event("worker_failed")
+        seen = len(load.answers)
+        assert gateway.client.get("/scenarios/unit").json()["state"] == "starting"
+        lab.until(lambda: len(load.answers) > seen + 20)
+    load.checked(1)
+
+
+def test_a_version_that_served_and_cannot_start_any_more_fails_at_the_third_time(lab):
+    number = lab.publish("unit")
+    gateway = lab.start({"unit": "unit"})
+    gateway.ready("unit")
+    (lab.folder / "store" / "scenarios" / "unit" / str(number) / "weights.bin").unlink()
+    os.kill(pid_of(gateway), signal.SIGKILL)
+    gateway.wait_event("worker_failed")
+    answer = gateway.ask("unit", "waits until it is hopeless")
+    assert (answer.status_code, answer.json()["code"]) == (503, "SCN-4010")
+    assert sum(event["event"] == "worker_failed" for event in gateway.events) == 3
+    assert gateway.client.get("/scenarios/unit").json()["state"] == "failed"
+    assert gateway.ask("unit").json()["code"] == "SCN-4010"
 
 
 def test_a_worker_that_dies_at_each_start_is_backed_off_and_shown(lab):

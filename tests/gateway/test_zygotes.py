@@ -10,7 +10,7 @@ import pytest
 from scenarium.core.config import ServeConfig
 from scenarium.core.manifest import Manifest, PluginRef
 from scenarium.core.types import Metric, TensorSpec
-from scenarium.gateway.services import zygote_kind
+from scenarium.gateway.zygotes import zygote_kind
 
 
 def manifest(inputs=(), preload=()):

@@ -32,10 +32,10 @@ from scenarium.gateway.memory import Memory, budget_of, keeps
 from scenarium.gateway.openai.http import ASKED, V1
 from scenarium.gateway.predict import Predict
 from scenarium.gateway.rollouts import Rollouts
-from scenarium.gateway.services import Service, zygote_kind
+from scenarium.gateway.services import Service
 from scenarium.gateway.stream import Stream
 from scenarium.gateway.tracing import Tracing, open_tracing
-from scenarium.gateway.zygotes import Nursery
+from scenarium.gateway.zygotes import Nursery, zygote_kind
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

@@ -12,13 +12,14 @@ import asyncio
 import tempfile
 import time
 from collections import deque
+from functools import partial
 from typing import IO, TYPE_CHECKING
 
 from scenarium.core.errors import ScenariumError
 from scenarium.gateway import problems
 from scenarium.gateway.elements import Elements
 from scenarium.gateway.predict import Call, Disconnected, Endpoint, count_answer, failed
-from scenarium.gateway.requests import Outcome, Request
+from scenarium.gateway.requests import Outcome, Request, settle
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Send
@@ -130,12 +131,7 @@ class _Work:
         item.language, item.trace, item.key, item.priority = self.call.language, self.call.trace, self.call.key, self.call.priority
         item.rid_header = b"%s.%d" % (self.call.rid_header, number)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-        def resolve(outcome: Outcome) -> None:
-            if not future.done():  # cancelled: nobody waits
-                future.set_result(outcome)
-
-        return item.request(element, time.monotonic(), self.limit_ms, resolve), future
+        return item.request(element, time.monotonic(), self.limit_ms, partial(settle, future)), future
 
     async def _write(self, answers: IO[bytes]) -> None:
         try:

@@ -34,6 +34,8 @@ class Generation:
         self._closed = asyncio.Event()
         self.first: asyncio.Future[ScenariumError | None] = asyncio.get_running_loop().create_future()
         """The fault of the first start, or None when a worker is ready."""
+        self.served = False
+        """Whether a worker was ready once."""
         self.deaths: deque[float] = deque()
         service.memory.started(self)
         self.tasks = [asyncio.create_task(self._keep(index)) for index in range(service.config.workers)]
@@ -68,7 +70,7 @@ class Generation:
             now = time.monotonic()
             if fault:
                 failures += 1
-                self.service.failed(self, fault)
+                self.service.failed(self, fault, hopeless=not self.served or failures >= QUICK_DEATHS)
                 if not self.first.done():
                     self.first.set_result(fault)
                 wait = min(LONGEST_WAIT_S, 0.5 * 2**failures)
@@ -110,6 +112,7 @@ class Generation:
                 await link.drain(1.0)
                 return Refused(service.name, told)
             if not self.closing:
+                self.served = True
                 service.joined(self, link)
                 if not self.first.done():
                     self.first.set_result(None)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from scenarium.core.errors import ScenariumError
@@ -16,7 +17,7 @@ from scenarium.gateway.elements import Elements
 from scenarium.gateway.job_file import End, Job, fault_text
 from scenarium.gateway.limits import Limited
 from scenarium.gateway.predict import Call, count_answer
-from scenarium.gateway.requests import Failure, Outcome, Request
+from scenarium.gateway.requests import Failure, Outcome, Request, settle
 
 if TYPE_CHECKING:
     from scenarium.gateway.services import Service
@@ -180,16 +181,11 @@ class Run:
         if self._halted or service.fault:
             raise Interrupted
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-        def resolve(outcome: Outcome) -> None:
-            if not future.done():  # given up
-                future.set_result(outcome)
-
         now = time.monotonic()
         call = Call([])
         call.priority, call.language, call.content_type, call.trace = b"low", job.language, job.content_type, job.trace
         call.rid_header = job.id.encode()
-        request = call.request(body, now, (until - now) * 1000, resolve)
+        request = call.request(body, now, (until - now) * 1000, partial(settle, future))
         request.key, request.stream = job.routing, part
         self.requests.add(request)
         try:

@@ -25,6 +25,7 @@ import math
 import time
 import traceback
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import parse_qsl
 
@@ -33,7 +34,7 @@ from scenarium.gateway import logs, problems
 from scenarium.gateway.audit import Entry
 from scenarium.gateway.limits import Limited
 from scenarium.gateway.predict import Call, Disconnected, count_answer, failed, routing_key, send_problem
-from scenarium.gateway.requests import Outcome, Request
+from scenarium.gateway.requests import Outcome, Request, settle
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
@@ -291,12 +292,7 @@ class Session:
         item.language, item.trace, item.priority = call.language, call.trace, call.priority
         item.content_type, item.rid_header = frame.content_type, ident
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-        def resolve(outcome: Outcome) -> None:
-            if not future.done():  # cancelled: nobody waits
-                future.set_result(outcome)
-
-        request = self.request = item.request(frame.body, now, limit_ms - (now - frame.came) * 1000, resolve)
+        request = self.request = item.request(frame.body, now, limit_ms - (now - frame.came) * 1000, partial(settle, future))
         request.key = routing_key(service, call, frame.body)
         service.submit(request)
         try:

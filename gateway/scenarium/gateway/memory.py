@@ -232,6 +232,7 @@ class Memory:
         service.state = "starting"
         if generation:
             await asyncio.shield(service.spawn(generation.close(service.patience())))
+            service.cache.clear()  # the same version may come back with another engine or plugin
 
     def _over(self, need: Counter[str]) -> Counter[str]:
         """What is missing, by place, for ``need`` more bytes; empty where there is room."""

@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from scenarium.core.errors import ScenariumError, language
@@ -19,7 +20,7 @@ from scenarium.gateway import logs, problems
 from scenarium.gateway.admission import ANONYMOUS, UNREAD
 from scenarium.gateway.audit import Entry
 from scenarium.gateway.cache import Found, digest
-from scenarium.gateway.requests import PRIORITIES, Outcome, Priority, Request
+from scenarium.gateway.requests import PRIORITIES, Outcome, Priority, Request, settle
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
@@ -323,16 +324,21 @@ class Predict(Endpoint):
         body = await read_body(receive, config.max_body_bytes, call.length, service.name)
         now = time.monotonic()
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        request = call.request(body, now, limit_ms, future.set_result)
+        request = call.request(body, now, limit_ms, partial(settle, future))
         request.key = routing_key(service, call, body)
         found: Found | None = None
         if config.cache_size:
             request.watch = self.watcher(service.cache, request, receive)
-            found = service.cache.submit(request, service.version_for(request), await digest(body))
+            found = service.look_up(request, await digest(body))
         else:
             request.watch = self.watcher(service, request, receive)
             service.submit(request)
-        await send_body(send, *reply(service, call, request, await future, limit_ms, found))
+        try:
+            outcome = await future
+        except asyncio.CancelledError:  # the drain's time is up
+            (service.cache if found else service).cancel(request)
+            raise
+        await send_body(send, *reply(service, call, request, outcome, limit_ms, found))
 
 
 def reply(service: Service, call: Call, request: Request, outcome: Outcome, limit_ms: float, found: Found | None = None) -> Answer:

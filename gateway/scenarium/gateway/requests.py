@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    import asyncio
+
     from scenarium.gateway.batching import _Worker
 
 Priority = Literal["high", "normal", "low"]
@@ -26,6 +28,12 @@ class Outcome(NamedTuple):
     times: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Microseconds in the worker: queue, preprocess, forward, postprocess."""
     failure: Failure | None = None
+
+
+def settle(future: asyncio.Future[Outcome], outcome: Outcome) -> None:
+    """Tell who waits; whoever was cancelled waits no more."""
+    if not future.done():
+        future.set_result(outcome)
 
 
 class Home(Protocol):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scenarium.core.config import ServeConfig
 from scenarium.core.errors import ScenariumError
-from scenarium.core.manifest import Manifest
 from scenarium.core.registry import Plugin, Registry
 from scenarium.core.store import Store, Version
 from scenarium.core.workers import frames
@@ -22,7 +21,7 @@ from scenarium.gateway.links import WorkerLink
 from scenarium.gateway.memory import Memory
 from scenarium.gateway.metrics import Stats
 from scenarium.gateway.requests import Failure, Outcome, Request
-from scenarium.gateway.zygotes import Nursery, brings_torch
+from scenarium.gateway.zygotes import Nursery, zygote_kind
 
 if TYPE_CHECKING:
     from scenarium.gateway.rollouts import Trial
@@ -128,6 +127,15 @@ class Service:
         self.used = request.entered
         if self.state == "idle":
             self.memory.wake(self)
+        self._look_after(request)
+
+    def look_up(self, request: Request, digest: bytes) -> cache.Found:
+        """Take a request in whose answer may be kept. It ends by its ``resolve``."""
+        found = self.cache.submit(request, self.version_for(request), digest)
+        self._look_after(request)  # its computation may be a candidate's, whose own tick knows nothing of who waits for it
+        return found
+
+    def _look_after(self, request: Request) -> None:
         if self._ticking is None and not request.done:
             self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
@@ -152,7 +160,7 @@ class Service:
             if request.watch and now - request.entered >= TICK_S:
                 request.watch()
                 request.watch = None
-        self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick) if self.batcher.busy else None
+        self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick) if self.batcher.busy or self.cache.waiting else None
 
     @property
     def ready(self) -> bool:
@@ -198,7 +206,7 @@ class Service:
         self.spawn(link.drain(5.0))
 
     def died(self, link: WorkerLink) -> None:
-        if not self._serving(link) and self.state == "ready":
+        if self.state == "ready" and not any(each.serving for each in self.links()):
             self.state = "starting"
         self.batcher.lost(link, time.monotonic())
 
@@ -208,9 +216,6 @@ class Service:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-    def _serving(self, dead: WorkerLink) -> bool:
-        return any(link is not dead and link.serving for link in self.links())
 
     # ── versions ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -280,6 +285,7 @@ class Service:
     async def reload(self, number: int) -> None:
         """Load ``number`` anew though it is served already: the plugin's source or the workers' settings changed."""
         self.tried = None
+        self.cache.clear()  # of what has no workers; while old ones answer on, their end clears it again
         if self.trial:
             self.trial.reload()
         await self.load(number)
@@ -294,9 +300,13 @@ class Service:
         logs.event("info", "version_loading", scenario=self.name, version=version.number)
         if old is None:
             return
-        fault = await generation.first
-        if fault:
-            await generation.close(0.0)
+        serves = False
+        try:
+            serves = await generation.first is None and not self.batcher.closed
+        finally:
+            if not serves:  # it cannot, or the scenario was removed meanwhile, or the gateway ends
+                await asyncio.shield(self.spawn(generation.close(0.0)))
+        if not serves:
             return
         self.current, self.version = generation, version
         self.state, self.fault = "ready", None
@@ -324,14 +334,14 @@ class Service:
         """A worker is ready."""
         self.memory.joined(generation)
         logs.event("info", "worker_ready", scenario=self.name, version=link.version, pid=link.process.pid, load_ms=link.load_ms)
-        if generation is self.current:
+        if generation is self.current and link.serving:  # it may have died since it said so
             self.state, self.fault = "ready", None
             self.batcher.add(link, time.monotonic())
 
-    def failed(self, generation: Generation, fault: ScenariumError) -> None:
-        """A worker could not start."""
+    def failed(self, generation: Generation, fault: ScenariumError, hopeless: bool) -> None:
+        """A worker could not start. What waits goes on waiting for the next one, unless it is ``hopeless``."""
         self.note_fault(fault, "worker_failed", version=generation.version.number)
-        if generation is self.current and self.state != "ready":
+        if hopeless and generation is self.current and self.state != "ready":
             self.state, self.fault = "failed", fault
             self.batcher.stop()
 
@@ -355,13 +365,7 @@ class Service:
         return {
             "proto": frames.PROTO,
             "scenario": self.name,
-            "plugin": {
-                "name": plugin.name,
-                "target": plugin.target,
-                "distribution": plugin.distribution,
-                "version": plugin.version,
-                "hook_api": plugin.hook_api,
-            },
+            "plugin": {field: getattr(plugin, field) for field in ("name", "target", "distribution", "version", "hook_api")},
             "serve": [
                 [key[2:], value, [origin.kind, origin.name, origin.line]]
                 for key, (value, origin) in self.registry.settings.flat.items()
@@ -383,14 +387,9 @@ class Service:
             await asyncio.sleep(0.02)
         self.state, self.fault = "stopped", ScenariumError("SCN-4013")
         self.batcher.close()
+        self.cache.sweep()  # what was to be begun anew ends too
         if self.current:
             await self.current.close(max(0.5, until - time.monotonic()))
         await asyncio.gather(*self._tasks)
         if self._ticking:
             self._ticking.cancel()
-
-
-def zygote_kind(config: ServeConfig, manifest: Manifest) -> Literal["bare", "torch"]:
-    """Which zygote forks the workers of a version."""
-    torch = bool(manifest.inputs) or any(map(brings_torch, manifest.preload))
-    return "torch" if manifest.serving(config).engine == "torch" and torch else "bare"

@@ -77,6 +77,12 @@ class Stream(Endpoint):
         request.stream = parts.put
         request.watch = self.watcher(service, request, receive)
         service.submit(request)
+        try:
+            await self._parts(service, call, request, parts, limit_ms, send)
+        finally:
+            service.cancel(request)  # where the drain's time is up; one that has ended stays as it is
+
+    async def _parts(self, service: Service, call: Call, request: Request, parts: Parts, limit_ms: float, send: Send) -> None:
         first = await parts.take()
         outcome = parts.outcome
         if not first and outcome and outcome.failure:

@@ -15,11 +15,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from scenarium.core import spans
 from scenarium.core.workers.zygote import BARE, TORCH, end_group
 from scenarium.gateway import logs
+
+if TYPE_CHECKING:
+    from scenarium.core.config import ServeConfig
+    from scenarium.core.manifest import Manifest
 
 FORK = sys.platform == "linux" and hasattr(os, "pidfd_open")
 """Whether workers are forked from zygotes; elsewhere each is a fresh interpreter."""
@@ -331,6 +335,12 @@ def installed_stamp() -> tuple[tuple[str, int], ...]:
             except OSError:
                 continue
     return tuple(stamp)
+
+
+def zygote_kind(config: ServeConfig, manifest: Manifest) -> Literal["bare", "torch"]:
+    """Which zygote forks the workers of a version."""
+    torch = bool(manifest.inputs) or any(map(brings_torch, manifest.preload))
+    return "torch" if manifest.serving(config).engine == "torch" and torch else "bare"
 
 
 def brings_torch(module: str) -> bool:

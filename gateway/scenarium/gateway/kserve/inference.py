@@ -11,6 +11,7 @@ import json
 import struct
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scenarium.core.errors import ScenariumError
@@ -19,6 +20,7 @@ from scenarium.gateway.kserve.refusals import of_problem
 from scenarium.gateway.kserve.shared_memory import Part, Regions
 from scenarium.gateway.kserve.statistics import Statistics
 from scenarium.gateway.predict import body_key, count_answer, failed
+from scenarium.gateway.requests import settle
 
 if TYPE_CHECKING:
     from scenarium.gateway.kserve.models import Model
@@ -67,7 +69,7 @@ class Inference:
             body, length, placed = self.regions.inline(header, body, length)
         ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         now = time.monotonic()
-        request = call.request(body, now, limit_ms, lambda outcome: None if ended.done() else ended.set_result(outcome))
+        request = call.request(body, now, limit_ms, partial(settle, ended))
         request.infer, request.content_type = True, f"{length} {model.name}"
         request.key = call.key or (service.route_key and model.form == "predict" and routing_key(body, length, service.route_key)) or ""
         if watch:
