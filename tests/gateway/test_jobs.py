@@ -7,6 +7,7 @@ import json
 import resource
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -288,6 +289,27 @@ def test_a_batch_counts_each_element_for_the_keys_limits(lab):
     answers = gateway.client.get(job["result"], headers=header).json()
     assert [each.get("text", each.get("code")) for each in answers] == [*(f"t{n}" for n in range(6)), "SCN-4106", "SCN-4106"]
     assert found["progress"] == {"done": 8, "total": 8, "errors": 2}
+
+
+def test_a_job_of_a_scenario_that_is_being_unloaded_waits_without_a_write(lab):
+    lab.publish("unit")
+    gateway = lab.start({"unit": "unit"})
+    gateway.ready("unit")
+    with ThreadPoolExecutor(2) as pool:
+        last = pool.submit(gateway.ask, "unit", do="sleep", seconds=2.0)
+        lab.until(lambda: 'scenarium_requests_open{scenario="unit"} 1.0' in gateway.client.get("/metrics").text)
+        unloaded = pool.submit(gateway.client.post, "/v2/repository/models/unit/unload")
+        lab.until(lambda: gateway.ask("unit").status_code == 503)
+        job = submit(gateway)
+        time.sleep(0.2)
+        written = [file.stat().st_mtime_ns for file in sorted(lab.folder.glob("jobs.sqlite*"))]
+        time.sleep(0.8)
+        assert not last.done()
+        assert [file.stat().st_mtime_ns for file in sorted(lab.folder.glob("jobs.sqlite*"))] == written
+        assert job_of(gateway, job)["state"] == "queued"
+        assert (last.result().status_code, unloaded.result().status_code) == (200, 200)
+    gateway.client.post("/v2/repository/models/unit/load")
+    assert ended(lab, gateway, job)["state"] == "done"
 
 
 def test_two_gateways_do_not_share_the_file(lab):

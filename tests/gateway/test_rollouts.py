@@ -197,6 +197,18 @@ def test_a_worse_candidate_is_taken_back_by_itself_and_clients_see_no_error(pair
     assert trial(gateway) is None  # it does not begin again
 
 
+def test_a_client_in_a_hurry_forces_no_rollback(pair):
+    rollouts.start(pair.store, "unit", pair.second(does="sleep", seconds=0.02), 1.0, False, FEW)
+    gateway = pair.start({"unit": "unit"})
+    tried(pair, gateway)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: gateway.ask("unit", headers={"X-Scenarium-Deadline-Ms": "5"}), range(100)))
+    assert {answer.status_code for answer in answers} == {504}
+    time.sleep(1.5)
+    canary = trial(gateway)["canary"]
+    assert (canary["outcomes"]["deadline"], canary["error_rate"]) == (100, None)
+
+
 def test_an_equal_candidate_stays(pair):
     number = pair.second(answer="one")
     rollouts.start(pair.store, "unit", number, 0.3, True, FEW)

@@ -95,8 +95,9 @@ def test_what_says_nothing_of_a_version_is_counted_and_no_evidence():
     arm.note(Outcome(422, b""), 1.0)
     arm.note(Outcome(0, b"", failure="deadline"), 1.0)
     arm.note(Outcome(0, b"", failure="died"), 1.0)
+    arm.note(Outcome(0, b"", failure="deadline"), 0.001, hurried=True)
     assert list(arm.errors) == [False, True, True]
-    assert arm.outcomes == {"ok": 0, "client_error": 1, "server_error": 3, "busy": 1, "deadline": 1, "cancelled": 1}
+    assert arm.outcomes == {"ok": 0, "client_error": 1, "server_error": 3, "busy": 1, "deadline": 2, "cancelled": 1}
     assert not arm.seconds  # a refusal costs no forward
 
 

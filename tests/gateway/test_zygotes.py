@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import sys
 
 import pytest
 
 from scenarium.core.config import ServeConfig
 from scenarium.core.manifest import Manifest, PluginRef
 from scenarium.core.types import Metric, TensorSpec
-from scenarium.gateway.zygotes import zygote_kind
+from scenarium.gateway import zygotes
+from scenarium.gateway.zygotes import Nursery, zygote_kind
 
 
 def manifest(inputs=(), preload=()):
@@ -68,8 +71,6 @@ def test_a_preload_module_that_is_missing_is_told_and_harms_nothing(lab):
 
 
 def test_zygotes_are_made_anew_when_the_installed_set_changes(tmp_path, monkeypatch):
-    from scenarium.gateway import zygotes
-
     folder = tmp_path / "site-packages"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
@@ -78,3 +79,51 @@ def test_zygotes_are_made_anew_when_the_installed_set_changes(tmp_path, monkeypa
     (folder / "new_plugin-1.0.dist-info").mkdir()
     os.utime(folder, ns=(1, 1))
     assert zygotes.installed_stamp() != before
+
+
+LIMITED = """#!{python}
+import os, resource, signal, sys
+from scenarium.core.workers import process, zygote
+soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+for number, limit in ((signal.SIGUSR1, 0), (signal.SIGUSR2, soft)):
+    signal.signal(number, lambda *_, limit=limit: resource.setrlimit(resource.RLIMIT_NPROC, (limit, hard)))
+if os.geteuid() == 0:  # whom no limit of processes holds
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+zygote.main(sys.argv[2:4])
+"""
+
+
+def test_a_fork_that_fails_is_a_failed_start_and_the_zygote_lives(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(LIMITED.format(python=sys.executable))
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(zygotes, "STATUS_S", 0.3)
+
+    async def run():
+        nursery = Nursery()
+        await nursery.ready("bare")
+        pid = nursery.zygotes["bare"].popen.pid
+        os.kill(pid, signal.SIGUSR1)
+        await asyncio.sleep(0.2)
+        with pytest.raises(BlockingIOError, match="temporarily unavailable"):
+            await nursery.start("bare")
+        os.kill(pid, signal.SIGUSR2)
+        await asyncio.sleep(0.2)
+        worker = await nursery.start("bare")
+        assert nursery.zygotes["bare"].popen.pid == pid
+        worker.kill()
+        for _ in range(100):
+            if nursery.exits:
+                break
+            await asyncio.sleep(0.02)
+        assert nursery.exits == {worker.pid: -signal.SIGKILL}
+        await asyncio.sleep(0.5)
+        assert not nursery.exits  # its number may be another process's now
+        worker.sock.close()
+        worker.close()
+        await nursery.close()
+
+    asyncio.run(run())

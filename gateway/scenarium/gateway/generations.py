@@ -136,7 +136,7 @@ class Generation:
             if link.status is not None or link.process.pid in link.nursery.exits:
                 break
             await asyncio.sleep(0.01)
-        return link.nursery.exits.pop(link.process.pid, link.status)
+        return link.nursery.exits.get(link.process.pid, link.status)
 
 
 class Refused(ScenariumError):

@@ -24,6 +24,7 @@ from scenarium.gateway.job_run import Cancelled, Interrupted, Run
 
 if TYPE_CHECKING:
     from scenarium.gateway.app import Gateway
+    from scenarium.gateway.services import Service
 
 TICK_S = 1.0
 SWEEP_S = 60.0
@@ -187,7 +188,7 @@ class Jobs:
         for name, waiting in self.waiting.items():
             service = self.gateway.services.get(name)
             runs = self.running.setdefault(name, {})
-            while waiting and service and service.version and service.state in ("ready", "idle") and len(runs) < self.config.jobs_at_once:
+            while waiting and service and service.version and _takes_jobs(service) and len(runs) < self.config.jobs_at_once:
                 ident = waiting.popleft()
                 runs[ident] = Run(service, self.gateway.admission, self.config.max_job_bytes)
                 task = asyncio.create_task(self._run(ident, runs[ident]))
@@ -244,3 +245,8 @@ class Jobs:
     def _count(self, scenario: str, state: State, ident: str) -> None:
         self.ended[scenario, state] += 1
         logs.event("info", "job_ended", scenario=scenario, job=ident, state=state)
+
+
+def _takes_jobs(service: Service) -> bool:
+    """Whether a job of it can be run: it would be put back at once where the scenario is being unloaded."""
+    return service.state in ("ready", "idle") and not service.unloaded

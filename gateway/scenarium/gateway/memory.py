@@ -55,6 +55,8 @@ LOOK_S, SLOW_LOOK_S = 1.0, 15.0
 """How often memory is measured with a budget, and without one."""
 OVERHEAD, CONTEXT = 24 << 20, 400 << 20
 """Bytes of a worker beside its version's files, before it was measured: on the host, on a GPU."""
+KNOWN_SIZES = 1000
+"""Versions whose size is remembered after they were served."""
 HOST = "host"
 """Beside names of devices: the memory of the machine."""
 PING_S = 0.5
@@ -97,7 +99,7 @@ class Memory:
         """Bytes that a device has."""
         self.residents: dict[Generation, Resident] = {}
         self.sizes: dict[tuple[str, int, str], Counter[str]] = {}
-        """Most bytes of one worker by scenario, version and engine."""
+        """Most bytes of one worker by scenario, version and engine; measured least recently first."""
         self.evictions: Counter[str] = Counter()
         self.loads: Counter[str] = Counter()
         """Loads that a request asked for."""
@@ -340,7 +342,9 @@ class Memory:
                 size |= resident.need
             elif not generation.closing:
                 key = generation.service.name, generation.version.number, generation.service.config.engine
-                self.sizes[key] = self.sizes.get(key, Counter()) | Counter({place: part // ready for place, part in size.items()})
+                self.sizes[key] = self.sizes.pop(key, Counter()) | Counter({place: part // ready for place, part in size.items()})
+                if len(self.sizes) > KNOWN_SIZES:
+                    del self.sizes[next(iter(self.sizes))]
             resident.size = size
         self.using = using
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 NICE = 19
 MIRRORED, MIRRORED_BYTES = 64, 64 << 20
 """Copies that may be open, and the bytes of their bodies and of the answers they are compared with."""
+ROUNDING_S = 1e-6
+"""Sums of clock readings differ by less."""
 TOLD_S = 2.0
 """How often a store that could not be written is told again."""
 COPIED = ("content_type", "ident", "infer", "key", "language", "priority", "stream", "trace", "watch")
@@ -142,7 +144,7 @@ class Trial:
 
     def _tried(self, twin: _Twin, outcome: Outcome) -> None:
         """The candidate's word on a canary request."""
-        self.canary.note(outcome, time.monotonic() - twin.entered)
+        self.canary.note(outcome, time.monotonic() - twin.entered, self._hurried(twin))
         request = twin.original
         request.watch = twin.watch
         if self._again(twin, outcome):
@@ -162,9 +164,13 @@ class Trial:
     def _answered(self, request: Request, resolve: Callable[[Outcome], None], outcome: Outcome) -> None:
         """Production's word on a request."""
         resolve(outcome)
-        self.production.note(outcome, time.monotonic() - request.entered)
+        self.production.note(outcome, time.monotonic() - request.entered, self._hurried(request))
         if self.rollout.shadow and outcome.failure is None and outcome.status < 400 and self._comparable(request) and self.service.trial is self:
             asyncio.get_running_loop().call_soon(self._mirror, request, outcome)  # after the answer has been written
+
+    def _hurried(self, request: Request) -> bool:
+        """Whether its client chose a shorter deadline than the scenario's."""
+        return request.deadline - request.entered < self.service.config.deadline_ms / 1000 - ROUNDING_S
 
     @staticmethod
     def _comparable(request: Request) -> bool:

@@ -30,7 +30,8 @@ WINDOW = 1000
 LEAST_S = 0.005
 """Smaller differences of latency are the scheduler's, whatever their ratio."""
 NO_EVIDENCE = ("busy", "cancelled", "slow", "stopped")
-"""Failures that say nothing about a version: the client left, or the gateway had no room."""
+"""Failures that say nothing about a version: the client left, or the gateway had no room. A passed deadline says something where it was
+the scenario's own, not one that the client had chosen."""
 
 
 class Verdict(NamedTuple):
@@ -49,12 +50,12 @@ class Arm:
         self.errors: deque[bool] = deque(maxlen=WINDOW)
         self.seconds: deque[float] = deque(maxlen=WINDOW)
 
-    def note(self, outcome: Outcome, seconds: float) -> None:
-        """Count one request."""
+    def note(self, outcome: Outcome, seconds: float, hurried: bool = False) -> None:
+        """Count one request; ``hurried``: its client gave it less time than the scenario does."""
         failure, status = outcome.failure, outcome.status
         if failure:
             self.outcomes[failure if failure in OUTCOMES else "server_error"] += 1
-            if failure not in NO_EVIDENCE:
+            if failure not in NO_EVIDENCE and not (hurried and failure == "deadline"):
                 self.errors.append(True)
             return
         self.outcomes["ok" if status < 400 else "client_error" if status < 500 else "server_error"] += 1

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 FORK = sys.platform == "linux" and hasattr(os, "pidfd_open")
 """Whether workers are forked from zygotes; elsewhere each is a fresh interpreter."""
+STATUS_S = 5.0
+"""How long an exit status is kept for whoever asks for it; later its number may be another process's."""
 _SUBREAPER = 36
 TORCH_MODULES = ("torch", "torchvision", "torchaudio", "transformers", "peft")
 
@@ -119,6 +121,7 @@ class Zygote:
 
         Raises:
             ConnectionError: the zygote died.
+            OSError: the system makes no more processes.
         """
         await self.ready()
         if self.dead:
@@ -169,7 +172,10 @@ class Zygote:
                 self._ready.set_result(None)
         elif "id" in told:
             made = self._forks.pop(told["id"])
-            if made.done():  # nobody waits any more; the child sees its socket's end
+            if "fault" in told:
+                if not made.done():
+                    made.set_exception(OSError(*told["fault"]))
+            elif made.done():  # nobody waits any more; the child sees its socket's end
                 os.close(fds[0])
             else:
                 made.set_result((told["pid"], fds[0]))
@@ -204,7 +210,7 @@ class Nursery:
         self.preload: dict[str, set[str]] = {"bare": {*BARE, *more}, "torch": {*TORCH, *more}}
         self.groups = Groups(self)
         self.exits: dict[int, int] = {}
-        """Exit status of the workers whose end a zygote reported."""
+        """Exit status of the workers whose end a zygote reported lately."""
         self.retired: list[subprocess.Popen[bytes]] = []
         self.stamp = installed_stamp()
         self._left: set[int] = set()
@@ -299,8 +305,12 @@ class Nursery:
             self._retire(zygote)
             zygote = None
         if zygote is None:
-            zygote = self.zygotes[kind] = Zygote(kind, sorted(self.preload[kind]), self.exits.__setitem__)
+            zygote = self.zygotes[kind] = Zygote(kind, sorted(self.preload[kind]), self._exited)
         return zygote
+
+    def _exited(self, pid: int, status: int) -> None:
+        self.exits[pid] = status
+        asyncio.get_running_loop().call_later(STATUS_S, self.exits.pop, pid, None)
 
     def _retire(self, zygote: Zygote) -> None:
         zygote.retire()

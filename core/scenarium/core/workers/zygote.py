@@ -4,7 +4,8 @@ It runs no operation and touches no device, so that a fork is safe and cheap; ``
 speaks JSON over a sequenced-packet socket:
 
 - to it: ``{"fork": id}`` with two descriptors (the worker's socket, its stderr); ``{"retire": true}``: exit, leave the children
-- from it: ``{"ready": true, "failed": {module: reason}}``; ``{"id": id, "pid": pid}`` with the child's pidfd; ``{"exit": pid, "status": code}``
+- from it: ``{"ready": true, "failed": {module: reason}}``; ``{"id": id, "pid": pid}`` with the child's pidfd, or ``{"id": id, "fault": [errno,
+  text]}`` where the system makes none; ``{"exit": pid, "status": code}``
 
 The socket's end without ``retire`` means that the gateway was killed: the children are ended too.
 
@@ -79,7 +80,13 @@ def _loop(control: socket.socket) -> None:
 
 
 def _fork(control: socket.socket, pipe: tuple[int, int], ident: int, fds: list[int], children: set[int]) -> None:
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as fault:  # a limit of processes or of memory, which may be gone the next time
+        control.send(json.dumps({"id": ident, "fault": [fault.errno, fault.strerror]}).encode())
+        for fd in fds:
+            os.close(fd)
+        return
     if pid == 0:
         status = 1
         try:
