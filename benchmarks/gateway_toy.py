@@ -50,15 +50,15 @@ def alternatives(folder: Path) -> list[list[Server]]:
     ]
 
 
-def figures(rounds: int = 5, seconds: float = 3) -> list[results.Figure]:
-    """Measure every comparison."""
+def figures(rounds: int = 5, seconds: float = 3, comparisons: int | None = None) -> list[results.Figure]:
+    """Measure every comparison, or the first ``comparisons``."""
     made: list[results.Figure] = []
     with load.scratch() as folder:
         ours = load.Ours(folder, "toy", str(SERVERS / "toy_plugin.py"))
         ours.train()
         own = ours.server()
         headers = load.json_headers(ours.key)
-        for group in alternatives(folder):
+        for group in alternatives(folder)[:comparisons]:
             first = group[0].name == "FastAPI"
             with load.running([*group, own], BODY, right, headers) as servers:
                 found = load.measure(servers, (1, CLIENTS) if first else (CLIENTS,), rounds if first else 3, seconds, headers)

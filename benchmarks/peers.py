@@ -44,10 +44,10 @@ def _site(python: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def versions() -> dict[str, str]:
+def versions(pattern: str = "peers*.txt") -> dict[str, str]:
     """The pinned alternatives."""
     found = {}
-    for pins in sorted((ROOT / "benchmarks").glob("peers*.txt")):
+    for pins in sorted((ROOT / "benchmarks").glob(pattern)):
         for line in pins.read_text().splitlines():
             name, _, pinned = line.partition("==")
             if pinned:

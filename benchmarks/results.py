@@ -55,12 +55,24 @@ def write(name: str, figures: Sequence[Figure], packages: Iterable[str] = (), ot
     run = {
         "machine": machine(),
         "versions": {"python": platform.python_version()} | {p: v for p in packages if (v := _version(p))} | dict(others or {}),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": now(),
     }
     found = [entry for entry in kept if entry["figure"] not in fresh] + [entry | run for entry in figures]
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf8")
+    _save(path, found)
     return path
+
+
+def drop_older(name: str, start: str) -> None:
+    """Drop the figures of ``results/<name>.json`` that were made before ``start``: those of benchmarks that are no longer, or call them otherwise."""
+    path = FOLDER / f"{name}.json"
+    found = json.loads(path.read_text(encoding="utf8"))
+    _save(path, [entry for entry in found if entry["date"] >= start])
+
+
+def now() -> str:
+    """The date of a figure; dates sort as they follow each other."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def machine() -> dict[str, Any]:
@@ -69,6 +81,10 @@ def machine() -> dict[str, Any]:
     names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"processor": names[0] if names else platform.processor(), "cores": cores, "system": f"{platform.system()} {platform.release()}"}
+
+
+def _save(path: Path, found: Sequence[Figure]) -> None:
+    path.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf8")
 
 
 def _version(package: str) -> str | None:

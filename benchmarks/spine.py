@@ -10,8 +10,8 @@ import sys
 
 from benchmarks import peers, runner
 
-BENCHMARKS = ("many_scenarios", "trainer", "quality_text", "quality_vision", "quality_chatbot")
+BENCHMARKS = ("spine_toy", "many_scenarios", "trainer", "quality_text", "quality_vision", "quality_chatbot")
 
 if __name__ == "__main__":
     peers.make()
-    sys.exit(runner.main("spine", BENCHMARKS))
+    sys.exit(runner.main("spine", BENCHMARKS, whole=True))

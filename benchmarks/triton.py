@@ -13,4 +13,4 @@ BENCHMARKS = ("triton_v2", "triton_engine", "triton_streaming", "triton_optimize
 
 if __name__ == "__main__":
     peers.make()
-    sys.exit(runner.main("triton", BENCHMARKS))
+    sys.exit(runner.main("triton", BENCHMARKS, whole=True))
