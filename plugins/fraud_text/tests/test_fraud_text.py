@@ -66,6 +66,7 @@ def test_labels_come_from_the_file_and_its_map(trained: Handle) -> None:
     answer = trained.predict(text=FRAUD)
     assert set(answer["probabilities"]) == {"fraud", "正常"}
     assert answer["label"] == "fraud"
+    assert answer["probability"] >= 0.8, "the sentence that the README's first call sends"
     assert answer["fraud_probability"] == pytest.approx(answer["probabilities"]["fraud"])
     assert trained.version.manifest.data_origin == "real"
 
