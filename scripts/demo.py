@@ -9,10 +9,13 @@ import re
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from queue import Queue
+from threading import Thread
+from typing import IO, Any
 
 import httpx
 
@@ -80,24 +83,48 @@ def gateway() -> Iterator[str]:
     """Start the gateway on a free port; its URL; stop it cleanly."""
     print("\n==> scenarium serve", flush=True)
     process = subprocess.Popen([*SCENARIUM, "serve", "--port", "0"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
+    log = Log()
+    # Read to the end: a gateway whose log nobody reads would stand still once the pipe is full.
+    reader = Thread(target=log.follow, args=(process.stderr,))
+    reader.start()
     try:
-        url = next(found[1] for line in process.stderr if (found := re.search(r'"url": ?"(http[^"]+)"', line)))
+        if not (url := log.url.get()):
+            sys.exit(f"the gateway did not start:\n{log}")
         for name in NAMES:
-            wait_until_ready(f"{url}/scenarios/{name}/ready")
+            wait_until_ready(f"{url}/scenarios/{name}/ready", log)
         yield url
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.wait(60)
+        reader.join()
         print(f"\n==> the gateway stopped with status {process.returncode}")
 
 
-def wait_until_ready(url: str) -> None:
+class Log:
+    """The end of what the gateway says, and the URL that it names; an empty one where it ended without."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=40)
+        self.url: Queue[str] = Queue()
+
+    def __str__(self) -> str:
+        return "".join(self.lines)
+
+    def follow(self, stream: IO[str]) -> None:
+        """Read until the gateway ends."""
+        for line in stream:
+            self.lines.append(line)
+            if found := re.search(r'"url": ?"(http[^"]+)"', line):
+                self.url.put(found[1])
+        self.url.put("")
+
+
+def wait_until_ready(url: str, log: Log) -> None:
     """Until a worker answers the scenario's own sample."""
     deadline = time.monotonic() + 60
     while httpx.get(url).status_code != 200:
         if time.monotonic() > deadline:
-            sys.exit(f"{url} did not become ready: {httpx.get(url).text}")
+            sys.exit(f"{url} did not become ready: {httpx.get(url).text}\n{log}")
         time.sleep(0.1)
 
 
