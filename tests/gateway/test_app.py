@@ -301,7 +301,7 @@ def test_random_urls_add_no_series(gateway):
     assert 'scenarium_version{scenario="unit"} 1.0' in text
 
 
-def test_logs_are_json_with_the_request_id_and_masked_payloads(gateway):
+def test_logs_are_json_with_the_request_id_and_payloads(gateway):
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     gateway.ask("unit", "logged", do="print", headers={"X-Request-Id": "log-1", "traceparent": trace})
     payload = gateway.wait_event("payload", request_id="log-1")
@@ -312,6 +312,14 @@ def test_logs_are_json_with_the_request_id_and_masked_payloads(gateway):
         gateway.wait_event("worker_output", scenario="unit", line=f"to {stream}: logged")
     gateway.ask("unit", "x", do="raise", headers={"X-Request-Id": "log-2"})
     assert gateway.wait_event("request_failed", request_id="log-2")["status"] == 500
+
+
+def test_the_installed_extension_masks_what_is_logged_and_not_what_is_answered(gateway):
+    answer = gateway.ask("unit", "call 13812345678", headers={"X-Request-Id": "masked"})
+    assert answer.json()["text"] == "call 13812345678"
+    payload = gateway.wait_event("payload", request_id="masked")
+    assert payload["request"]["text"] == payload["answer"]["text"] == "call [phone]"
+    assert not [event for event in gateway.events if "13812345678" in json.dumps(event)]
 
 
 def test_openapi_is_typed_for_each_scenario(gateway):
