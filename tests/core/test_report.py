@@ -8,13 +8,16 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 import warnings
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fontTools import ttLib as font_tools
+from matplotlib.font_manager import fontManager
 
 from scenarium.core import charts, fonts, report
 from scenarium.core.manifest import Manifest, PluginRef
@@ -94,7 +97,25 @@ def test_a_training_without_curves_or_baseline(tmp_path):
     assert "baseline" not in text
 
 
-def test_chinese_glyphs_are_embedded(tmp_path):
+def test_what_trains_brings_the_chinese_font():
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf8"))["project"]["optional-dependencies"]
+    assert "scenarium[report]" in extras["train"]
+    assert any(line.startswith("mplfonts") for line in extras["report"])
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """A machine without fonts: matplotlib knows its own alone."""
+    monkeypatch.setattr(fontManager, "ttflist", [entry for entry in fontManager.ttflist if "mpl-data" in entry.fname])
+    caches = (fonts.chinese, fonts.families)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_chinese_glyphs_are_embedded_on_a_machine_without_fonts(bare, tmp_path):
     text = write(tmp_path, manifest())
     found = re.search(r"url\(data:font/woff;base64,([^)]+)\)", text)
     assert found is not None
@@ -107,7 +128,7 @@ def test_chinese_glyphs_are_embedded(tmp_path):
     assert len(text) < 400_000
 
 
-def test_chinese_in_plots_is_drawn_as_paths():
+def test_chinese_in_plots_is_drawn_as_paths(bare):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drawn = charts.confusion_matrix(["诈骗", "正常", "诈骗"], ["诈骗", "正常", "正常"])

@@ -1,7 +1,7 @@
 """A font with Chinese glyphs for reports, so that they read the same where none is installed.
 
-``pip install "scenarium[chinese]"`` brings Noto Sans CJK SC (SIL Open Font License, inside the package mplfonts); else an installed
-font is used. Where there is none at all, text is left to the reader's browser.
+The extra ``report``, which ``train`` includes, brings Noto Sans CJK SC (SIL Open Font License, inside the package mplfonts); without it an
+installed font is used. Where there is none at all, text is left to the reader's browser.
 """
 
 from __future__ import annotations
