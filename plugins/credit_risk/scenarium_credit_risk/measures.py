@@ -23,6 +23,15 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(above / (positives * negatives))
 
 
+def roc(labels: np.ndarray, scores: np.ndarray) -> list[tuple[float, float]]:
+    """Corners of the ROC curve: share of the negatives and of the positives that score at least a threshold, one point a distinct score."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(scores[order]), 1))
+    hits = np.cumsum(labels[order])[last]
+    misses = last + 1 - hits
+    return [(0.0, 0.0), *zip((misses / max(misses[-1], 1)).tolist(), (hits / max(hits[-1], 1)).tolist(), strict=True)]
+
+
 def all_of(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """``auc``; ``ks``, the largest distance between the classes' distributions; ``brier``, the mean squared error of the probability."""
     both = bool(labels.any() and not labels.all())

@@ -84,6 +84,13 @@ def test_reasons_add_up_and_name_what_decides(trained: Handle) -> None:
     assert averages[0] == pytest.approx(averages[1], abs=1e-4)
 
 
+def test_report_shows_the_curve_and_whether_probabilities_come_true(trained: Handle) -> None:
+    text = (trained.store.open("credit_risk", 1).folder / "report.html").read_text(encoding="utf8")
+    curve = text.partition("ROC 曲线")[2].partition("<h")[0]
+    assert "<svg" in curve
+    assert text.partition("按预测概率分为十组")[2].partition("</table>")[0].count("<tr>") == 1 + 10
+
+
 def test_missing_and_unknown_values_are_answered(trained: Handle) -> None:
     assert trained.predict({})["probability"] == pytest.approx(trained.predict({"job": "astronaut"})["probability"], abs=1e-6)
 
@@ -125,6 +132,13 @@ def test_area_counts_ties_half() -> None:
     assert measures.auc(labels, np.array([3.0, 1.0, 1.0, 0.0])) == pytest.approx((1 + 1 + 0.5 + 1) / 4)
     assert measures.auc(labels, np.zeros(4)) == 0.5
     assert measures.auc(np.ones(3, bool), np.arange(3.0)) == 0.5
+
+
+def test_corners_of_the_roc_curve_enclose_the_area() -> None:
+    labels, scores = np.array([True, True, False, False, True]), np.array([3.0, 1.0, 1.0, 0.0, 2.0])
+    corners = measures.roc(labels, scores)
+    assert corners == [(0, 0), (0, pytest.approx(1 / 3)), (0, pytest.approx(2 / 3)), (0.5, 1), (1, 1)]
+    assert np.trapezoid(*np.array(corners).T[::-1]) == pytest.approx(measures.auc(labels, scores))
 
 
 def test_measures_of_a_perfect_score() -> None:
