@@ -17,6 +17,7 @@ from scenarium.core import (
     Disagreement,
     Evaluation,
     Field,
+    Figure,
     Metric,
     Row,
     Run,
@@ -182,6 +183,17 @@ def baseline(train: Sequence[Row], test: Sequence[Row]) -> Baseline:
     trigram = ByteTrigram(row["text"] for row in train)
     size = sum(len(row["text"].encode()) for row in test)
     return Baseline("byte trigram of the training text", {"bits_per_byte": sum(trigram.bits(row["text"]) for row in test) / size})
+
+
+@hookimpl
+def report(rows: Sequence[Row], answers: Sequence[Mapping[str, Any]]) -> Sequence[Figure]:
+    """Which held-out texts surprise the model most: in another language, damaged, or of another kind than what it learned."""
+    from scenarium.core import charts
+
+    each = [(row["text"][:200], answer["bits"] / max(answer["bytes"], 1), answer["tokens"]) for row, answer in zip(rows, answers, strict=True)]
+    each.sort(key=lambda line: -line[1])
+    head = ("text / 文本", "bits per byte / 每字节比特数", "tokens / 词元数")
+    return [Figure("Held-out texts, the most surprising first / 留出文本，最意外者在前", charts.table(head, each[:20]))]
 
 
 @hookimpl

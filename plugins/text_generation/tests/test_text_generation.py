@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -67,12 +68,36 @@ def test_it_learned_the_text(chinese: Handle) -> None:
     assert answer["warnings"] == []
 
 
+def test_report_shows_held_out_texts(chinese: Handle) -> None:
+    text = (chinese.store.open("text_generation", 1).folder / "report.html").read_text(encoding="utf8")
+    table = text.partition("留出文本，最意外者在前")[2].partition("</table>")[0]
+    assert "床前明月光" in table
+    surprises = [float(cell) for cell in re.findall(r"<td class=number>([\d.]+)</td><td", table)]
+    assert len(surprises) > 1
+    assert surprises == sorted(surprises, reverse=True)
+
+
 def test_a_seed_gives_the_same_text_whoever_shares_the_batch(chinese: Handle) -> None:
     alone = ask(chinese, prompt="春眠", temperature=1.5, seed=7)["text"]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda n: ask(chinese, prompt="春眠", temperature=1.5, seed=7 if n % 2 else n)["text"], range(8)))
     assert together[1::2] == [alone] * 4
     assert len(set(together[::2])) > 1
+
+
+def test_many_requests_share_each_step_of_one_batch(chinese: Handle) -> None:
+    ask(chinese, prompt="春眠", max_new_tokens=1)
+    steps: list[int] = []
+    counted = chinese.runtime.model.model.register_forward_pre_hook(lambda module, arguments: steps.append(1))
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            # temperature 5 hardly ever draws an end token
+            request = {"prompt": "春眠", "temperature": 5, "top_k": 0, "top_p": 1, "max_new_tokens": 48}
+            tokens = sum(answer["usage"]["completion_tokens"] for answer in pool.map(lambda n: ask(chinese, **request, seed=n), range(8)))
+    finally:
+        counted.remove()
+    assert tokens > 200
+    assert 0 < len(steps) < tokens / 2, "one request after another would take a step for each token"
 
 
 def test_temperature_zero_is_the_models_own_choice(chinese: Handle) -> None:
@@ -130,20 +155,20 @@ def test_bad_prompts_name_the_field(chinese: Handle, request_: dict[str, Any], f
     assert (caught.value.field, caught.value.status) == (field, 422)
 
 
-def test_lora_is_merged_into_the_base(chinese: Handle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_finetuning_gives_plain_weights_that_know_the_own_text(chinese: Handle, tmp_path: Path, finetune: str) -> None:
     base = tmp_path / "base"
     version = chinese.store.open("text_generation", 1)
     _as_hugging_face(chinese, version.folder, base)
     songs = ["山有木兮木有枝，", "心悦君兮君不知。", "青青子衿，", "悠悠我心。", "纵我不往，", "子宁不嗣音。"]
     orders = sorted({tuple(np.random.default_rng(n).permutation(len(songs))) for n in range(120)})
     (tmp_path / "own.txt").write_text("\n\n".join("".join(songs[n] for n in order) for order in orders), encoding="utf8")
-    tuned = make(
-        tmp_path, f'model.base="{base}"', "model.finetune=lora", "model.context=64", f'data.path="{tmp_path / "own.txt"}"', "train.lr=0.01", "train.epochs=4"
-    )
+    own = (f'model.base="{base}"', f'data.path="{tmp_path / "own.txt"}"', "model.context=64", "train.epochs=4")
+    tuned = make(tmp_path, *own, f"model.finetune={finetune}", "train.lr=0.01" if finetune == "lora" else "train.lr=0.003")
     manifest = tuned.train().version.manifest
     plain = make(tmp_path / "plain", f'model.base="{base}"', f'data.path="{tmp_path / "own.txt"}"').train().version.manifest
     assert manifest.metrics["bits_per_byte"] < 0.7 * plain.metrics["bits_per_byte"]
-    assert "lora" not in " ".join(_weights(tuned))
+    assert _weights(tuned) == _weights(chinese)
 
 
 def _as_hugging_face(handle: Handle, folder: Path, target: Path) -> None:
