@@ -38,13 +38,14 @@ def production(store: Store) -> int | None:
 
 
 def test_the_first_above_its_floor_then_promote_and_rollback(store: Store) -> None:
-    train(store, "model.shift=6")  # every pebble is light: as good as the majority, no worse
-    first = production(store)
-    train(store, "model.shift=1.2")
+    train(store, "model.shift=6")  # every pebble is light: as good as the majority, its floor
+    assert production(store) == 1
+    train(store, "model.shift=1.2")  # better, and yet only the first takes the alias by itself
+    assert production(store) == 1
     train(store)
     better = compare.promote(scenario(), store, 3)
     assert better is not None
-    assert first is None or better.old == first
+    assert better.old == 1
     assert production(store) == 3
     with pytest.raises(ScenariumError, match=r"SCN-5006 Version 2 .* worse than version 3") as refused:
         compare.promote(scenario(), store, 2)
