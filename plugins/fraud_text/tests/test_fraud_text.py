@@ -71,6 +71,12 @@ def test_labels_come_from_the_file_and_its_map(trained: Handle) -> None:
     assert trained.version.manifest.data_origin == "real"
 
 
+def test_report_shows_confusions_and_precision_over_recall(trained: Handle) -> None:
+    text = (trained.version.folder / "report.html").read_text("utf8")
+    for title in ("Confusion matrix / 混淆矩阵", "Precision and recall of fraud / 诈骗的精确率与召回率"):
+        assert "<svg" in text.partition(f"<h2>{title}")[2].partition("<h2>")[0], title
+
+
 def test_probabilities_sum_to_one_and_the_best_is_the_label(trained: Handle) -> None:
     for row in dialogues.rows(fills=1)[::7]:
         answer = trained.predict(text=row["text"])

@@ -71,7 +71,11 @@ def test_own_folder_beats_the_histogram(trained: Handle) -> None:
     assert manifest.baseline is not None
     assert manifest.metrics["accuracy"] > max(0.9, manifest.baseline.metrics["accuracy"])
     assert manifest.data_origin == "real"
-    assert (trained.store.open("image_classification", 1).folder / "report.html").read_text("utf8").count("<svg") >= 1
+
+
+def test_report_shows_the_confusion_matrix(trained: Handle) -> None:
+    text = (trained.store.open("image_classification", 1).folder / "report.html").read_text("utf8")
+    assert "<svg" in text.partition("<h2>Confusion matrix / 混淆矩阵")[2].partition("<h2>")[0]
 
 
 def test_every_way_of_sending_a_picture_gives_one_answer(trained: Handle) -> None:

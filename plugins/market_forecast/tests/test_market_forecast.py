@@ -135,6 +135,12 @@ def test_it_is_trained_on_the_users_file(trained: Handle) -> None:
     assert 0.7 < manifest.metrics["coverage_90"] < 1
 
 
+def test_report_shows_fans_calibration_and_loss_by_step(trained: Handle) -> None:
+    sections = (trained.version.folder / "report.html").read_text("utf8").split("<h2>")
+    drawn = [section.partition("</h2>")[0].partition(":")[0] for section in sections if "<svg" in section]
+    assert [drawn.count(title) for title in ("Forecast / 预测", "Calibration / 校准", "Loss by step / 各步损失")] == [3, 1, 1]
+
+
 def test_quantiles_never_cross_and_follow_the_price(trained: Handle) -> None:
     rng = np.random.default_rng(3)
     for level in (0.001, 1.0, 1e6):

@@ -73,6 +73,12 @@ def test_known_terms_are_found_at_their_offsets(trained: Handle) -> None:
     assert trained.version.manifest.metrics["f1"] > 0.9
 
 
+def test_report_marks_entities_in_held_out_texts(trained: Handle) -> None:
+    text = (trained.version.folder / "report.html").read_text("utf8")
+    assert "<mark" in text.partition("<h2>Examples / 示例")[2].partition("<h2>")[0]
+    assert text.partition("<h2>Entities by label / 各类实体")[2].partition("</table>")[0].count("<tr>") > 2
+
+
 @pytest.mark.parametrize("text", AWKWARD.values(), ids=AWKWARD)
 def test_entities_stand_where_they_say(trained: Handle, text: str) -> None:
     entities = trained.predict(text=text)["entities"]
