@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import tritonclient.grpc
 
 from tests.gateway import triton
 from tests.gateway.conftest import alive, until
@@ -38,6 +39,11 @@ class Pair:
         """The value of one series."""
         text = self.gateway.client.get("/metrics").text
         return float(next(each.rpartition(" ")[2] for each in text.splitlines() if each.startswith(line)))
+
+    def regions(self) -> set[str]:
+        """The shared memory that Triton has mapped."""
+        with tritonclient.grpc.InferenceServerClient(self.triton.grpc) as client:
+            return set(client.get_system_shared_memory_status().regions)
 
     def restart(self) -> None:
         """Start Triton again at the same address."""
@@ -79,6 +85,22 @@ def test_large_batches_go_by_shared_memory(pair):
     assert pair.ask(*ids).json()["count"] == sum(ids)
     assert pair.ask(*ids[1:]).json()["count"] == sum(ids)
     assert not list(Path("/dev/shm").glob("scenarium-*"))
+
+
+def test_a_client_that_leaves_leaves_no_memory_behind(pair):
+    large = list(range(1, 20_000))
+    assert pair.ask(*large).status_code == 200
+    before = pair.regions()
+    assert len(before) == 1
+    for _ in range(3):
+        asked = {"x": [1, 2, 3, 4], "ids": [TENSORS.SLEEP, *large]}
+        with pytest.raises(httpx.ReadTimeout):
+            pair.gateway.client.post("/scenarios/tensors/predict", json=asked, timeout=0.15)
+    assert pair.ask(*large).json()["count"] == sum(large)
+    time.sleep(0.4)  # Triton has ended what it ran, and may be asked for the memory
+    assert pair.ask(*large).json()["count"] == sum(large)
+    until(lambda: pair.ask(*large).status_code == 200 and len(pair.regions()) == 1)
+    assert pair.regions() != before  # what a call that was given up may still read is not written again
 
 
 def test_a_fault_of_the_model(pair):

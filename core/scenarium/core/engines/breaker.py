@@ -53,8 +53,11 @@ class Breaker:
         while not self._closed.wait(delay):
             try:
                 self._mend(state)
-            except ScenariumError as fault:
-                self._fault = fault
+            except Exception as fault:  # whatever it is, to look no more would keep everyone out for ever
+                if isinstance(fault, ScenariumError):
+                    self._fault = fault
+                else:
+                    log.exception("looking whether it is back")
                 delay = min(2 * delay, LONGEST_S)
                 continue
             with self._lock:

@@ -81,6 +81,8 @@ class TritonEngine:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._regions: dict[str, bool] = {}
+        """What Triton has mapped by our word, and whether it may give it back."""
         self.breaker = Breaker(self._mend)
         self._mend("open")
 
@@ -117,21 +119,24 @@ class TritonEngine:
             self._counts[outcome] += 1
 
     def close(self) -> None:
-        """End this thread's connection and look for Triton no more."""
+        """End this thread's connection, have Triton give back the memory of all threads, and look for it no more."""
         self.breaker.close()
         line: Line | None = getattr(self._local, "line", None)
         if line:
-            with contextlib.suppress(grpc.RpcError, ValueError):
-                if line.region:
-                    line.stub.SystemSharedMemoryUnregister(pb.SystemSharedMemoryUnregisterRequest(name=line.region.name), timeout=LOOK_S)
             line.close()
+        self._regions = dict.fromkeys(self._regions, True)
+        with self._looking() as stub:
+            self._give_back(stub)
 
     # ── one call ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _line(self) -> Line:
         line: Line | None = getattr(self._local, "line", None)
         if line is None or line.closed:
-            line = self._local.line = Line(self.url)
+            fresh = self._local.line = Line(self.url)
+            if line:
+                fresh.region, fresh.plain = line.region, line.plain
+            line = fresh
         return line
 
     def _ask(self, inputs: Batch) -> Any:
@@ -140,16 +145,22 @@ class TritonEngine:
         if remaining <= 0 or (call and call.cancelled):
             self._count("deadline")
             raise ScenariumError("SCN-6054", url=self.url)
-        request = self._request(inputs, line)
-        if call is None:
-            return line.infer(request, timeout=remaining)
-        call.watch(line.close)
+        if any(self._regions.values()):
+            self._give_back(line.stub)
         try:
+            request = self._request(inputs, line)
+            if call:
+                call.watch(line.close)
             return line.infer(request, timeout=remaining)
         except ValueError as fault:  # it was closed before it began
+            self._leave(line)
             raise Cancelled from fault
+        except grpc.RpcError:
+            self._leave(line)
+            raise
         finally:
-            call.watch(None)
+            if call:
+                call.watch(None)
 
     def _request(self, inputs: Batch, line: Line) -> Any:
         request = pb.ModelInferRequest(model_name=self.model, model_version=self.version)
@@ -184,9 +195,9 @@ class TritonEngine:
         except (OSError, AttributeError):
             line.plain = True
             return None
+        self._leave(line)
+        self._give_back(line.stub)
         try:
-            if line.region:
-                line.stub.SystemSharedMemoryUnregister(pb.SystemSharedMemoryUnregisterRequest(name=line.region.name), timeout=LOOK_S)
             asked = pb.SystemSharedMemoryRegisterRequest(name=region.name, key=f"/{region.name}", byte_size=region.size)
             line.stub.SystemSharedMemoryRegister(asked, timeout=LOOK_S)
         except grpc.RpcError:  # another host, a container with memory of its own, or gone
@@ -195,7 +206,26 @@ class TritonEngine:
         finally:
             region.forget()
         line.region = region
+        with self._lock:
+            self._regions[region.name] = False
         return region
+
+    def _leave(self, line: Line) -> None:
+        """Write no more into the line's memory: a call that was given up may still wait there, and its neighbours in a batch must not suffer."""
+        if line.region:
+            with self._lock:
+                self._regions[line.region.name] = True
+            line.region = None
+
+    def _give_back(self, stub: Any) -> None:
+        """Have Triton unmap what nobody writes into any more. While a call of it runs there Triton refuses; then the next call asks again."""
+        with self._lock:
+            left = [name for name, free in self._regions.items() if free]
+        for name in left:
+            with contextlib.suppress(grpc.RpcError, ValueError):
+                stub.SystemSharedMemoryUnregister(pb.SystemSharedMemoryUnregisterRequest(name=name), timeout=LOOK_S)
+                with self._lock:
+                    self._regions.pop(name, None)
 
     def _read(self, answer: Any) -> Batch:
         found: Batch = {}
@@ -213,15 +243,11 @@ class TritonEngine:
         call = CALL.get()
         if fault.code() == grpc.StatusCode.CANCELLED:
             return not (call and call.cancelled)
-        line = self._line()
-        if line.region and "shared memory" in fault.details():
-            line.close()
-            return True
-        return False
+        return "shared memory" in (fault.details() or "") and not self._line().plain
 
     def _failed(self, fault: grpc.RpcError) -> NoReturn:
         """What a failed call means, as an error; the breaker is told."""
-        code, reason = fault.code(), str(fault.details()).splitlines()[0] if fault.details() else str(fault.code())
+        code, reason = fault.code(), _reason(fault)
         about: dict[str, Any] = {"url": self.url, "model": self.model, "version": self.version, "name": self.name, "reason": reason}
         if code == grpc.StatusCode.CANCELLED:
             self._count("cancelled")
@@ -252,7 +278,7 @@ class TritonEngine:
             self.breaker.trip("open", self._away(fault))
 
     def _away(self, fault: grpc.RpcError) -> ScenariumError:
-        return ScenariumError("SCN-6050", url=self.url, reason=fault.details() or fault.code().name)
+        return ScenariumError("SCN-6050", url=self.url, reason=_reason(fault))
 
     @contextlib.contextmanager
     def _looking(self) -> Iterator[Any]:
@@ -278,7 +304,7 @@ class TritonEngine:
             except grpc.RpcError as fault:
                 if fault.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED) and "model" not in (fault.details() or ""):
                     raise self._away(fault) from None
-                reason = str(fault.details()).splitlines()[0]
+                reason = _reason(fault)
                 raise ScenariumError("SCN-6052", url=self.url, model=self.model, version=self.version, name=self.name, reason=reason) from None
         for kind, ours, theirs in (("input", self.signature.inputs, about.inputs), ("output", self.signature.outputs, about.outputs)):
             wanted, given = {spec.name: DATATYPES[spec.dtype] for spec in ours}, {each.name: each.datatype for each in theirs}
@@ -308,6 +334,12 @@ class Cancelled(grpc.RpcError):  # type: ignore[misc]
     def details(self) -> str:
         """Nothing more is known."""
         return "cancelled"
+
+
+def _reason(fault: grpc.RpcError) -> str:
+    """The first line of what is said of it, which may be nothing."""
+    lines: list[str] = (fault.details() or "").strip().splitlines()
+    return lines[0] if lines else str(fault.code().name)
 
 
 def _until(condition: Callable[[], bool], seconds: float) -> None:
