@@ -14,7 +14,12 @@ pytest.importorskip("scenarium_text_generation")
 pytestmark = pytest.mark.slow
 
 LINES = ["床前明月光，疑是地上霜。", "举头望明月，低头思故乡。", "春眠不觉晓，处处闻啼鸟。", "夜来风雨声，花落知多少。"]
-TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+TEMPLATE = (
+    "{{ bos_token + '' }}{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    "{{ message.role[0] }}{{ message.content }}{% endfor %}{% if add_generation_prompt %}a{% endif %}"
+)
+PROMPT = f"<|endoftext|>u{LINES[0]}a"
+"""What the template makes of one turn."""
 SMALL = ("model.hidden=64", "model.layers=2", "model.heads=2", "model.vocabulary=600", "model.context=64", "train.lr=0.003", "train.epochs=12")
 
 
@@ -38,7 +43,7 @@ def server(shared_lab):
     scratch.train()
     version, base = scratch.store.open("text_generation", 1), folder / "base"
     load(scratch.runtime.state, version.folder, "cpu").model.save_pretrained(base)
-    PreTrainedTokenizerFast(tokenizer_object=scratch.runtime.processor.tokenizer, chat_template=TEMPLATE).save_pretrained(base)
+    PreTrainedTokenizerFast(tokenizer_object=scratch.runtime.processor.tokenizer, chat_template=TEMPLATE, bos_token="<|endoftext|>").save_pretrained(base)
     make(folder / "store", f'model.base="{base}"', data).train()
     found = shared_lab.start(None)
     found.ready("text_generation", timeout=120)
@@ -57,17 +62,26 @@ GREEDY = {"model": "text_generation", "temperature": 0, "max_tokens": 24}
 def test_the_chat_template_is_the_models(server, client):
     turns = [{"role": "user", "content": LINES[0]}]
     answer = client.chat.completions.create(messages=turns, **GREEDY)
-    ours = {"prompt": LINES[0], "temperature": 0, "max_new_tokens": 24}
+    ours = {"prompt": PROMPT, "temperature": 0, "max_new_tokens": 24}
     own = server.client.post("/scenarios/text_generation/predict", json=ours).json()
     (choice,) = answer.choices
     assert choice.message.content == own["text"]
     assert choice.message.content
     assert choice.finish_reason == own["finish_reason"]
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (own["usage"]["prompt_tokens"], own["usage"]["completion_tokens"])
+    bare = server.client.post("/scenarios/text_generation/predict", json={**ours, "prompt": LINES[0]}).json()
+    assert bare["usage"]["prompt_tokens"] == answer.usage.prompt_tokens - 3  # the start token is one, and a role one
     chunks = list(client.chat.completions.create(messages=turns, stream=True, stream_options={"include_usage": True}, **GREEDY))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == own["text"]
     assert len(chunks) > 5
     assert chunks[-1].usage == answer.usage
+
+
+def test_what_the_chat_template_refuses_is_the_clients_error(client):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(messages=[{"role": "system", "content": "be brief"}, {"role": "user", "content": LINES[0]}], **GREEDY)
+    assert caught.value.param == "messages"
+    assert "no system turns" in caught.value.message
 
 
 def test_every_delta_is_whole_characters(client):
@@ -92,7 +106,7 @@ def test_seeds_choices_and_stops(client):
 
 def test_log_probabilities(server, client):
     turns = [{"role": "user", "content": LINES[0]}]
-    own = server.client.post("/scenarios/text_generation/predict", json={"prompt": LINES[0], "temperature": 0, "max_new_tokens": 24, "logprobs": 3}).json()
+    own = server.client.post("/scenarios/text_generation/predict", json={"prompt": PROMPT, "temperature": 0, "max_new_tokens": 24, "logprobs": 3}).json()
     wanted = [each["logprob"] for each in own["logprobs"]]
     assert len(wanted) > 5
     told = client.chat.completions.create(messages=turns, logprobs=True, top_logprobs=3, **GREEDY).choices[0].logprobs.content
@@ -103,7 +117,7 @@ def test_log_probabilities(server, client):
     parts = [each for chunk in chunks if chunk.choices and chunk.choices[0].logprobs for each in chunk.choices[0].logprobs.content]
     assert [each.logprob for each in parts] == pytest.approx(wanted, abs=1e-4)
     assert not any(each.top_logprobs for each in parts)
-    choice = client.completions.create(prompt=LINES[0], logprobs=3, **GREEDY).choices[0]
+    choice = client.completions.create(prompt=PROMPT, logprobs=3, **GREEDY).choices[0]
     assert choice.logprobs.token_logprobs == pytest.approx(wanted, abs=1e-4)
     assert choice.logprobs.text_offset[:2] == [0, len(choice.logprobs.tokens[0])]
     for options, param in (({"top_logprobs": 2}, "top_logprobs"), ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"), ({"logprobs": 2}, "logprobs")):

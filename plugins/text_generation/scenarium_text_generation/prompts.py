@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from scenarium.core import BadInput
@@ -20,6 +21,7 @@ class Processor:
 
         self.tokenizer = Tokenizer.from_str(state["tokenizer"])
         self.chat_template: str | None = state["chat_template"]
+        self.special_tokens: dict[str, str] = state.get("special_tokens", {})  # older versions have none
         self.eos: list[int] = state["eos"]
         self.languages: list[str] = state["languages"]
         self.limit: int = state["architecture"].get("max_position_embeddings") or 2**31
@@ -39,11 +41,25 @@ class Processor:
         return text
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as the model was trained to see it."""
-        from transformers import PreTrainedTokenizerFast
+        """The conversation as the model was trained to see it.
+
+        Raises:
+            BadInput: there is no template, or it does not take this conversation; many refuse some order of roles.
+        """
+        from jinja2 import TemplateError
 
         if self.chat_template is None:
             raise BadInput("messages", "need a chat model; this one has no chat template, use prompt", "需要对话模型；该模型没有对话模板，请使用 prompt")
-        wrapped = PreTrainedTokenizerFast(tokenizer_object=self.tokenizer, chat_template=self.chat_template)
-        text: str = wrapped.apply_chat_template([m.model_dump() for m in messages], tokenize=False, add_generation_prompt=True)
+        try:
+            text: str = self._wrapped.apply_chat_template([m.model_dump() for m in messages], tokenize=False, add_generation_prompt=True)
+        except (TemplateError, TypeError, ValueError, LookupError) as fault:
+            reason = str(fault) or type(fault).__name__
+            raise BadInput("messages", f"do not suit the model's chat template: {reason}", f"不适合该模型的对话模板：{reason}") from None
         return text
+
+    @cached_property
+    def _wrapped(self) -> Any:
+        """What renders templates, which may name the special tokens (``bos_token``)."""
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast(tokenizer_object=self.tokenizer, chat_template=self.chat_template, **self.special_tokens)

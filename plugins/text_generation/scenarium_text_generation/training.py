@@ -44,6 +44,7 @@ def describe(model: GenerationModel, texts: Iterable[str]) -> dict[str, Any]:
     return {
         "tokenizer": tokenizer.backend_tokenizer.to_str(),
         "chat_template": tokenizer.chat_template,
+        "special_tokens": {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)},
         "architecture": json.loads(config.to_json_string()),
         "eos": sorted(ends),
         "languages": ["en"] if model.base == SMOLLM2 else [],
@@ -73,7 +74,9 @@ def _new(model: GenerationModel, texts: Iterable[str]) -> dict[str, Any]:
         bos_token_id=0,
         eos_token_id=0,
     )
-    return {"tokenizer": tokenizer.to_str(), "chat_template": None, "architecture": json.loads(config.to_json_string()), "eos": [0], "languages": []}
+    architecture = json.loads(config.to_json_string())
+    special = {"eos_token": END_OF_TEXT}
+    return {"tokenizer": tokenizer.to_str(), "chat_template": None, "special_tokens": special, "architecture": architecture, "eos": [0], "languages": []}
 
 
 def build(state: Mapping[str, Any]) -> CausalLM:

@@ -18,6 +18,8 @@ from scenarium.core.config import Settings
 from scenarium.core.handle import Handle
 from scenarium.core.kit.pytest_plugin import ScenarioConformance
 from scenarium.core.registry import Registry
+from scenarium_text_generation.messages import Message
+from scenarium_text_generation.prompts import Processor
 from scenarium_text_generation.settings import GenerationModel, TextGenerationConfig
 from scenarium_text_generation.text import ByteTrigram, TextStream
 
@@ -153,6 +155,34 @@ def test_bad_prompts_name_the_field(chinese: Handle, request_: dict[str, Any], f
     with pytest.raises(BadInput) as caught:
         chinese.predict(request_)
     assert (caught.value.field, caught.value.status) == (field, 422)
+
+
+@pytest.mark.parametrize(
+    ("template", "found"),
+    [
+        ("{{ bos_token }}{{ messages[0].role }}: {{ messages[0].content }}", "<|endoftext|>user: 你好"),
+        ("{{ bos_token + eos_token }}{{ messages | length }}", "<|endoftext|><|endoftext|>1"),
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ nothing + 'x' }}", "'nothing' is undefined"),
+        ("{{ messages[0].content + 1 }}", "concatenate"),
+        ("{% if %}", "expression"),
+    ],
+)
+def test_chat_templates(chinese: Handle, template: str, found: str) -> None:
+    turns = [Message(role="user", content="你好")]
+    state = {**chinese.runtime.state, "chat_template": template}
+    assert state.pop("special_tokens") == {"eos_token": "<|endoftext|>"}
+    processor = Processor({**state, "special_tokens": dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>")})
+    if "bos_token" in template:
+        assert processor.render(turns) == found
+        assert processor.ids(found)[0] == 0
+        if "+" in template:
+            with pytest.raises(BadInput, match="bos_token"):
+                Processor(state).render(turns)  # an older version, which has no special tokens
+        return
+    with pytest.raises(BadInput, match=found) as caught:
+        processor.render(turns)
+    assert (caught.value.field, caught.value.status) == ("messages", 422)
 
 
 @pytest.mark.parametrize("finetune", ["lora", "full"])
