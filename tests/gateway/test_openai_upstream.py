@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import openai
@@ -129,6 +130,17 @@ def test_errors_say_whose_fault_it_is(front, client):
     with pytest.raises(openai.APIError) as caught:
         list(client.chat.completions.create(model="chat", messages=user("ab!"), stream=True))
     assert "in the middle" in caught.value.message
+
+
+def test_half_of_a_surrogate_pair_goes_nowhere(front):
+    for path, fields, field in (
+        ("chat/completions", {"messages": user("\ud800")}, "messages"),
+        ("completions", {"prompt": "x", "stop": "\udfff"}, "prompt"),
+        ("embeddings", {"input": "x", "\ud800": 1}, "input"),
+    ):
+        body = json.dumps({"model": "chat", **fields})
+        answer = front.client.post(f"/v1/{path}", content=body, headers={"content-type": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["param"], answer.json()["error"]["code"]) == (400, field, "SCN-4301")
 
 
 def test_requests_are_counted(front, client):

@@ -127,10 +127,7 @@ def read(asked: dict[str, Any], form: Form, manifest: Manifest) -> Asked:
         wrong("n", f"must be from 1 to {MOST_CHOICES}", f"应为 1 到 {MOST_CHOICES}")
     if not 1 <= len(inputs) * each <= most:
         wrong(field, f"must be from 1 to {most // each} texts", f"应为 1 到 {most // each} 条文本")
-    try:
-        bodies = [to_json({**shared, **_seeded(shared, number), field: value}) for value in inputs for number in range(each)]
-    except UnicodeEncodeError:
-        wrong(field, "or another text has half of a surrogate pair", "或其他文本含有不成对的代理字符")
+    bodies = [body({**shared, **_seeded(shared, number), field: value}, form) for value in inputs for number in range(each)]
     stream = asked.get("stream", False)
     options = asked.get("stream_options", {})
     if options and not stream:
@@ -142,6 +139,18 @@ def read(asked: dict[str, Any], form: Form, manifest: Manifest) -> Asked:
     if encoding not in ("float", "base64"):
         wrong("encoding_format", "must be float or base64", "应为 float 或 base64")
     return Asked(bodies, each, stream, usage, encoding == "base64", names)
+
+
+def body(fields: Mapping[str, Any], form: Form) -> bytes:
+    """A request's fields as JSON.
+
+    Raises:
+        ScenariumError: SCN-4301 (a text cannot be sent).
+    """
+    try:
+        return to_json(fields)
+    except UnicodeEncodeError:
+        wrong(models.FORMS[form][0], "or another text has half of a surrogate pair", "或其他文本含有不成对的代理字符")
 
 
 def _supported(asked: Mapping[str, Any], field: str, form: Form, known: frozenset[str], scenario: str) -> None:

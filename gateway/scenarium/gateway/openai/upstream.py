@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from scenarium.core.errors import ScenariumError
-from scenarium.gateway.openai.refusals import to_json
+from scenarium.gateway.openai import asking
 from scenarium.gateway.predict import Call, Disconnected, send_body
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class Upstreams:
         ends its work.
 
         Raises:
-            ScenariumError: SCN-4006 (too many are open), SCN-4007 (not answered in time), SCN-4304 (cannot be reached, or broke off),
-                SCN-4305 (it refused). Disconnected: the client left.
+            ScenariumError: SCN-4006 (too many are open), SCN-4007 (not answered in time), SCN-4301 (a text that cannot be sent), SCN-4304 (cannot
+                be reached, or broke off), SCN-4305 to SCN-4307 (it refused). Disconnected: the client left.
         """
         began, name, config = time.monotonic(), service.name, service.config
         limit_ms = call.deadline(config.deadline_ms)
@@ -69,7 +69,7 @@ class Upstreams:
             service.stats.failed("busy")
             raise ScenariumError("SCN-4006", name=name, waiting=config.queue_size)
         self.open[name] = self.open.get(name, 0) + 1
-        work = asyncio.create_task(self._answer(PATHS[form], name, config, fields, call, send))
+        work = asyncio.create_task(self._answer(form, name, config, fields, call, send))
         left = asyncio.create_task(_leaving(receive))
         try:
             await asyncio.wait({work, left}, timeout=limit_ms / 1000, return_when=asyncio.FIRST_COMPLETED)
@@ -91,8 +91,9 @@ class Upstreams:
                 task.cancel()
             await asyncio.gather(work, left, return_exceptions=True)
 
-    async def _answer(self, path: str, name: str, config: ServeConfig, fields: dict[str, Any], call: Call, send: Send) -> None:
+    async def _answer(self, form: Form, name: str, config: ServeConfig, fields: dict[str, Any], call: Call, send: Send) -> None:
         assert config.upstream
+        body = asking.body({**fields, "model": config.upstream_model or name}, form)
         if self.client is None:
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
             # The deadline bounds the whole; a connection that cannot be made should be told sooner.
@@ -102,9 +103,8 @@ class Upstreams:
             headers["traceparent"] = call.trace
         if config.upstream_key_env:
             headers["authorization"] = f"Bearer {os.environ.get(config.upstream_key_env, '')}"
-        body = to_json({**fields, "model": config.upstream_model or name})
         try:
-            async with self.client.stream("POST", config.upstream.rstrip("/") + path, content=body, headers=headers) as answer:
+            async with self.client.stream("POST", config.upstream.rstrip("/") + PATHS[form], content=body, headers=headers) as answer:
                 if answer.status_code != 200:
                     raise refusal(name, answer.status_code, await _whole(name, answer), answer.headers.get("retry-after", ""))
                 about = [(b"content-type", answer.headers.get("content-type", "application/json").encode("latin-1")), (b"x-request-id", call.rid_header)]
