@@ -251,7 +251,7 @@ def configuration(store: Store, name: str = "shop") -> str:
 
 
 @pytest.mark.parametrize("kind", ["store", "memory"])
-def test_triton_repository_follows_the_aliases(kind: str, request: pytest.FixtureRequest) -> None:
+def test_triton_repository_follows_the_aliases(kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     store: Store = request.getfixturevalue(kind)
     tensors = {"inputs": INPUTS, "outputs": OUTPUTS, "exports": ["model.onnx"], "tags": CHECKED, "max_batch_size": 8}
     commit(store)  # no export
@@ -280,16 +280,41 @@ def test_triton_repository_follows_the_aliases(kind: str, request: pytest.Fixtur
     store.set_alias("shop", "candidate", 3, "to try")
     assert tree(store) == files | {"shop/3/model.onnx", "shop/3/model.onnx.data"}
     assert "versions: [ 2, 3 ]" in configuration(store)
+    monkeypatch.setattr(triton_repository, "HOLD_S", 0.0)
     store.set_alias("shop", "candidate", 4, "other tensors than production")
     assert tree(store) == files
     store.set_alias("shop", "production", 3, "better")
-    assert tree(store) == {"shop/config.pbtxt", "shop/3/model.onnx", "shop/3/model.onnx.data"}
+    # Version 2 stays, for gateways that did not change over yet; nobody else is given it, since its number is lower.
+    assert tree(store) == files | {"shop/3/model.onnx", "shop/3/model.onnx.data"}
     store.set_alias("shop", "production", 1, "back", action="rollback")
     # Version 1 has no export, so the candidate alone stands there, with its own tensors.
     assert tree(store) == {"shop/config.pbtxt", "shop/4/model.onnx", "shop/4/model.onnx.data"}
     assert "age" not in configuration(store)
     store.set_alias("shop", "candidate", 1, "none")
     assert tree(store) == set()
+
+
+def test_a_version_with_a_higher_number_leaves_when_gateways_have_changed_over(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def named() -> str:
+        return configuration(store).partition("versions: ")[2].partition(" }")[0]
+
+    for _ in range(3):
+        commit(store, inputs=INPUTS, outputs=OUTPUTS, exports=["model.onnx"], tags=CHECKED)
+    monkeypatch.setattr(triton_repository, "HOLD_S", 0.3)
+    store.set_alias("shop", "production", 1, "first")
+    assert named() == "[ 1 ]"
+    store.set_alias("shop", "candidate", 3, "to try")
+    store.set_alias("shop", "production", 2, "better")
+    assert named() == "[ 1, 2, 3 ]"
+    time.sleep(0.5)
+    assert named() == "[ 1, 2, 3 ]", "the one before has a lower number, so it may stay"
+    store.set_alias("shop", "candidate", 2, "no more")
+    store.set_alias("shop", "production", 1, "worse after all", action="rollback")
+    assert named() == "[ 1, 2, 3 ]", "a gateway may ask for any of them"
+    store.set_alias("shop", "candidate", 1, "nothing to try")
+    assert triton_repository.pending()
+    time.sleep(0.5)
+    assert named() == "[ 1 ]", "the highest is what a client gets that names no version"
 
 
 def test_triton_files_are_links_and_the_repository_is_rebuilt(store: Store) -> None:

@@ -3,6 +3,7 @@ without outputs is completed."""
 
 from __future__ import annotations
 
+import collections
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc
@@ -138,7 +140,32 @@ def served(gateway, server) -> tuple[str, str]:
     return answer.headers.get("x-scenarium-version", str(answer.status_code)), version
 
 
-def test_promote_and_rollback_hold_for_both(store, server, shared_lab):
+class Asking:
+    """Clients that ask the gateway for fraud_text without a pause; what they were told."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.over = url, threading.Event()
+        self.answers: list[tuple[int, str, str]] = []
+        self.threads = [threading.Thread(target=self._run) for _ in range(3)]
+
+    def _run(self) -> None:
+        with httpx.Client(base_url=self.url, timeout=30) as client:
+            while not self.over.is_set():
+                answer = client.post("/scenarios/fraud_text/predict", json={"text": "恭喜您中奖了"})
+                self.answers.append((answer.status_code, answer.headers.get("x-scenarium-version", ""), answer.json().get("code", "")))
+
+    def __enter__(self) -> Asking:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.over.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def test_promote_and_rollback_hold_for_both_and_lose_nothing(store, server, shared_lab):
     gateway = shared_lab.start(
         None,
         *(f"scenarios.{name}.enabled=false" for name in versions_of_plugins.ROWS if name != "fraud_text"),
@@ -152,10 +179,13 @@ def test_promote_and_rollback_hold_for_both(store, server, shared_lab):
         shutil.copytree(first.folder, draft, dirs_exist_ok=True)
         assert store.commit("fraud_text", draft, first.manifest).number == 2
     assert served(gateway, server) == ("1", "1")
-    store.set_alias("fraud_text", PRODUCTION, 2, "test")
-    until(lambda: served(gateway, server) == ("2", "2"), 30)
-    store.set_alias("fraud_text", PRODUCTION, 1, "test", action="rollback")
-    until(lambda: served(gateway, server) == ("1", "1"), 30)
+    with Asking(gateway.url) as asking:
+        store.set_alias("fraud_text", PRODUCTION, 2, "test")
+        until(lambda: served(gateway, server) == ("2", "2"), 30)
+        store.set_alias("fraud_text", PRODUCTION, 1, "test", action="rollback")
+        until(lambda: served(gateway, server) == ("1", "1"), 30)
+    assert {each[:2] for each in asking.answers} == {(200, "1"), (200, "2")}, collections.Counter(asking.answers)
+    assert len(asking.answers) > 500
     text = store.fs.cat_file(f"{triton_repository.root(store)}/fraud_text/config.pbtxt").decode()
     assert "versions: [ 1 ]" in text
     assert "model_warmup" in text  # which Triton has run

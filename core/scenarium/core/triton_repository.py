@@ -1,6 +1,7 @@
 """``models/``: a Triton model repository derived from the store, beside its ``scenarios/``.
 
-It holds the aliased versions that have a checked ONNX export, and nothing half-made: one bad folder stops a stock Triton. A
+It holds the versions that an alias names and that have a checked ONNX export, those that gateways may still ask for after a change (``_kept``), and
+nothing half-made: one bad folder stops a stock Triton. A
 version's folder is made elsewhere and renamed into place, ``config.pbtxt`` is replaced atomically and names the versions to
 serve (``version_policy { specific }``), and only then folders that it no longer names go. On an object store, which cannot
 rename, the order is the same: files, configuration, removal.
@@ -10,19 +11,19 @@ Configuration format: Triton Inference Server, ``model_config.proto``.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import json
 import os
 import shutil
+import threading
 import uuid
-from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scenarium.core.errors import ScenariumError
 from scenarium.core.manifest import Manifest
-from scenarium.core.tensors import DATATYPES
-from scenarium.core.types import TensorSpec
+from scenarium.core.triton.configuration import configuration
 
 if TYPE_CHECKING:
     from scenarium.core.store import Store
@@ -31,6 +32,11 @@ EXPORT = "model.onnx"
 CONFIG = "config.pbtxt"
 CHECKED = "checked"
 """The manifest's tag ``export`` of a version whose export was compared with the trained model (``scenarium.core.exports``)."""
+
+HOLD_S = 10.0
+"""Seconds in which gateways change over: they look at the store every second, and start workers of the other version."""
+_pending: dict[tuple[str, str], threading.Timer] = {}
+"""By store and scenario: what takes a version that is kept for gateways out of the repository."""
 
 
 def root(store: Store) -> str:
@@ -85,7 +91,10 @@ def derive(store: Store, name: str) -> list[int]:
     Raises:
         ScenariumError: SCN-5002 (an aliased version is damaged), SCN-5008 (the folder cannot be written).
     """
-    served = _served(store, name)
+    record = store.aliases(name)
+    kept, wait = _kept(record)
+    served = _served(store, name, record["aliases"], kept)
+    _later(store, name, wait if any(number in served for number in kept) else 0.0)
     folder = f"{root(store)}/{name}"
     try:
         if not served:
@@ -105,19 +114,83 @@ def derive(store: Store, name: str) -> list[int]:
         raise ScenariumError("SCN-5008", file=folder, name=name, reason=str(fault)) from fault
 
 
-def _served(store: Store, name: str) -> dict[int, Manifest]:
-    """The aliased versions with an export whose tensors are those of the first of them: one folder has one configuration.
+def _kept(record: dict[str, Any]) -> tuple[list[int], float]:
+    """Versions beside the aliased ones that gateways may still ask Triton for, and the seconds until one of them must go (0: none must).
+
+    The one before production stays for good where its number is lower: a request without a version gets the highest, so production's answer. What an
+    alias named until less than ``HOLD_S`` ago stays so long, also where its number is higher: after a rollback, Triton and the gateways change over late
+    rather than lose a request.
+    """
+    kept: list[int] = []
+    wait, production, now = 0.0, record["aliases"].get("production"), datetime.now(UTC)
+    named, latest = set(record["aliases"].values()), True
+    for entry in reversed(record["history"]):
+        before, of_production = entry["from"], entry["alias"] == "production" and entry["from"] != entry["to"]
+        left = min(HOLD_S, HOLD_S - (now - datetime.fromisoformat(entry["at"])).total_seconds())
+        if before is not None and before not in named:
+            if of_production and latest and before < production:
+                kept.append(before)
+            elif left > 0 and before not in kept:
+                kept.append(before)
+                wait = max(wait, left)
+        latest = latest and not of_production
+        if left <= 0 and not latest:
+            break
+    return kept, wait
+
+
+def _later(store: Store, name: str, seconds: float) -> None:
+    """Derive the scenario's folder again then, in place of what was to come before; 0: never."""
+    key = (store.url, name)
+    if before := _pending.pop(key, None):
+        before.cancel()
+    if seconds:
+        _pending[key] = timer = threading.Timer(seconds + 0.05, _again, (store, name))
+        timer.daemon = True
+        timer.start()
+
+
+def _again(store: Store, name: str) -> None:
+    """What fails here is made good by the next change of an alias."""
+    _pending.pop((store.url, name), None)
+    with contextlib.suppress(OSError, ScenariumError):
+        if store.fs.exists(store.path(name)):
+            with store.lock(name):
+                derive(store, name)
+
+
+def finish() -> None:
+    """Wait until this process has nothing more to take out of a repository. One that ends without it takes it out as it ends."""
+    for timer in list(_pending.values()):
+        timer.join()
+
+
+def pending() -> bool:
+    """Whether ``finish`` would wait."""
+    return bool(_pending)
+
+
+@atexit.register
+def _now() -> None:
+    global HOLD_S
+    HOLD_S = 0.0
+    for timer in list(_pending.values()):
+        timer.cancel()
+        timer.function(*timer.args)
+
+
+def _served(store: Store, name: str, aliases: dict[str, int], kept: list[int]) -> dict[int, Manifest]:
+    """The aliased versions and the kept ones with an export whose tensors are those of the first of them: one folder has one configuration.
 
     ``production`` goes first; a candidate with other tensors can be tried in the gateway, not in the same Triton model.
     """
-    aliases: dict[str, int] = store.aliases(name)["aliases"]
+    there = set(store.versions(name)) if kept else set()
     served: dict[int, Manifest] = {}
-    for alias in sorted(aliases, key=lambda a: (a != "production", a)):
-        number = aliases[alias]
-        manifest = store.manifest(name, number)
-        if number in served or not _exported(manifest):
+    for number in [*(aliases[alias] for alias in sorted(aliases, key=lambda a: (a != "production", a))), *(number for number in kept if number in there)]:
+        if number in served:
             continue
-        if served and manifest.signature != next(iter(served.values())).signature:
+        manifest = store.manifest(name, number)
+        if not _exported(manifest) or (served and manifest.signature != next(iter(served.values())).signature):
             continue
         served[number] = manifest
     return served
@@ -203,44 +276,3 @@ def _discard(store: Store, folder: str, name: str) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     with contextlib.suppress(OSError):
         doomed.parent.rmdir()  # where nothing else is being made there
-
-
-def configuration(name: str, served: dict[int, Manifest]) -> str:
-    """``config.pbtxt`` of one scenario. Batch axis left out, free axes -1, as Triton wants them."""
-    manifest = next(iter(served.values()))
-    versions = ", ".join(map(str, sorted(served)))
-    return "\n".join(
-        [
-            f'name: "{name}"',
-            'platform: "onnxruntime_onnx"',
-            f"max_batch_size: {manifest.max_batch_size}",
-            *_tensors("input", manifest.inputs),
-            *_tensors("output", manifest.outputs),
-            "dynamic_batching { }",
-            f"version_policy {{ specific {{ versions: [ {versions} ] }} }}",
-            *_warmup(manifest),
-            "",
-        ]
-    )
-
-
-def _warmup(manifest: Manifest) -> list[str]:
-    """One row of the shapes that a held-out row had, run before the model counts as ready: the first pass is the slow one."""
-    if "warmup" not in manifest.tags:
-        return []
-    shapes, inputs = json.loads(manifest.tags["warmup"]), []
-    for spec in manifest.inputs:
-        # Zero is a valid index of any table; numbers are drawn between 0 and 1.
-        data = "random_data" if spec.dtype.startswith("float") else "zero_data"
-        dims = ", ".join(map(str, shapes[spec.name])) or "1"
-        inputs.append(f'inputs {{ key: "{spec.name}" value {{ data_type: TYPE_{DATATYPES[spec.dtype]} dims: [ {dims} ] {data}: true }} }}')
-    return [f'model_warmup [ {{ name: "one row" batch_size: 1 {" ".join(inputs)} }} ]']
-
-
-def _tensors(kind: str, specs: Sequence[TensorSpec]) -> list[str]:
-    lines = []
-    for spec in specs:
-        # Triton knows no tensor without an axis beside the batch: one of length 1 is declared and reshaped away.
-        dims, reshape = (", ".join(map(str, spec.shape)), "") if spec.shape else ("1", " reshape { shape: [ ] }")
-        lines.append(f'{kind} [ {{ name: "{spec.name}" data_type: TYPE_{DATATYPES[spec.dtype]} dims: [ {dims} ]{reshape} }} ]')
-    return lines

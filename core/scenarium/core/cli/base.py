@@ -185,6 +185,16 @@ def note(en: str, zh: str) -> None:
     click.secho(say(en, zh), err=True, dim=True)
 
 
+def change_over() -> None:
+    """Wait until Triton's repository needs nothing more of this process, after an alias was set."""
+    from scenarium.core import triton_repository
+
+    if triton_repository.pending():
+        seconds = round(triton_repository.HOLD_S)
+        note(f"models/ keeps the version before for {seconds} s, until gateways have changed over", f"models/ 将上一个版本保留 {seconds} 秒，等待网关完成切换")
+        triton_repository.finish()
+
+
 def print_error(error: ScenariumError, *, as_json: bool = False) -> None:
     """Code, cause and remedy on stderr, in colour on a terminal."""
     lang = language()

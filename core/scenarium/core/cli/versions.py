@@ -110,10 +110,11 @@ def promote(name: str, ref: str, alias: str, force: bool, reason: str | None, as
                 key: getattr(comparison, key) for key in ("old", "new", "rows", "old_value", "new_value", "difference", "interval", "resamples")
             }
         base.print_json(found)
-        return
-    if comparison:
-        click.echo(comparison.text())
-    click.secho(base.say(f"{name}: {alias} is version {number}", f"{name}：{alias} 现为版本 {number}"), fg="green")
+    else:
+        if comparison:
+            click.echo(comparison.text())
+        click.secho(base.say(f"{name}: {alias} is version {number}", f"{name}：{alias} 现为版本 {number}"), fg="green")
+    base.change_over()
 
 
 @base.command(
@@ -134,8 +135,9 @@ def rollback(name: str, number: int | None, alias: str, reason: str, as_json: bo
     before, after = compare.rollback(_store(), name, number, alias=alias, reason=reason)
     if as_json:
         base.print_json({"scenario": name, "alias": alias, "from": before, "version": after})
-        return
-    click.secho(base.say(f"{name}: {alias} is version {after} (was {before})", f"{name}：{alias} 现为版本 {after}（原为 {before}）"), fg="green")
+    else:
+        click.secho(base.say(f"{name}: {alias} is version {after} (was {before})", f"{name}：{alias} 现为版本 {after}（原为 {before}）"), fg="green")
+    base.change_over()
 
 
 @base.command(

@@ -1,0 +1,54 @@
+"""``config.pbtxt`` of an entry that is made from versions of the store.
+
+Format: Triton Inference Server, ``model_config.proto``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from scenarium.core.manifest import Manifest
+from scenarium.core.tensors import DATATYPES
+from scenarium.core.types import TensorSpec
+
+
+def configuration(name: str, served: dict[int, Manifest]) -> str:
+    """``config.pbtxt`` of one scenario. Batch axis left out, free axes -1, as Triton wants them."""
+    manifest = next(iter(served.values()))
+    versions = ", ".join(map(str, sorted(served)))
+    return "\n".join(
+        [
+            f'name: "{name}"',
+            'platform: "onnxruntime_onnx"',
+            f"max_batch_size: {manifest.max_batch_size}",
+            *_tensors("input", manifest.inputs),
+            *_tensors("output", manifest.outputs),
+            "dynamic_batching { }",
+            f"version_policy {{ specific {{ versions: [ {versions} ] }} }}",
+            *_warmup(manifest),
+            "",
+        ]
+    )
+
+
+def _warmup(manifest: Manifest) -> list[str]:
+    """One row of the shapes that a held-out row had, run before the model counts as ready: the first pass is the slow one."""
+    if "warmup" not in manifest.tags:
+        return []
+    shapes, inputs = json.loads(manifest.tags["warmup"]), []
+    for spec in manifest.inputs:
+        # Zero is a valid index of any table; numbers are drawn between 0 and 1.
+        data = "random_data" if spec.dtype.startswith("float") else "zero_data"
+        dims = ", ".join(map(str, shapes[spec.name])) or "1"
+        inputs.append(f'inputs {{ key: "{spec.name}" value {{ data_type: TYPE_{DATATYPES[spec.dtype]} dims: [ {dims} ] {data}: true }} }}')
+    return [f'model_warmup [ {{ name: "one row" batch_size: 1 {" ".join(inputs)} }} ]']
+
+
+def _tensors(kind: str, specs: Sequence[TensorSpec]) -> list[str]:
+    lines = []
+    for spec in specs:
+        # Triton knows no tensor without an axis beside the batch: one of length 1 is declared and reshaped away.
+        dims, reshape = (", ".join(map(str, spec.shape)), "") if spec.shape else ("1", " reshape { shape: [ ] }")
+        lines.append(f'{kind} [ {{ name: "{spec.name}" data_type: TYPE_{DATATYPES[spec.dtype]} dims: [ {dims} ]{reshape} }} ]')
+    return lines
