@@ -18,6 +18,7 @@ from scenarium.core.errors import ScenariumError
 from scenarium.gateway.admission import Admission
 from scenarium.gateway.connections import Bounds
 from scenarium.gateway.direct import LARGEST, Direct
+from scenarium.gateway.kserve.inference import Inference
 from scenarium.gateway.requests import Outcome
 from tests.gateway.job_calls import lines
 
@@ -103,7 +104,7 @@ def wired(tmp_path):
         transport = Transport()
         options = uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
         options.load()
-        connection = Bounds(gateway).connection(config=options, server_state=ServerState(), app_state={}, _loop=loop)
+        connection = Bounds(gateway, Inference()).connection(config=options, server_state=ServerState(), app_state={}, _loop=loop)
         connection.connection_made(transport)
         return connection, transport
 

@@ -17,9 +17,9 @@ from scenarium.gateway import logs
 from scenarium.gateway.admission import ANONYMOUS
 from scenarium.gateway.audit import Entry
 from scenarium.gateway.kserve import models, repository
-from scenarium.gateway.kserve.inference import Inference
+from scenarium.gateway.kserve.inference import Inference, Reply
 from scenarium.gateway.kserve.refusals import Refusal, of_error
-from scenarium.gateway.predict import JSON, RETRY_AFTER, Call, Disconnected, Endpoint, read_body, send_body
+from scenarium.gateway.predict import JSON, RETRY_AFTER, Answer, Call, Disconnected, Endpoint, read_body, send_body
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -85,14 +85,7 @@ class V2(Endpoint):
                 logs.event("error", "gateway_fault", request_id=call.rid_header.decode("latin-1"), traceback="".join(traceback.format_exception(fault)))
                 raise of_error(ScenariumError("SCN-4019", reason=f"{type(fault).__name__}: {fault}"), call.language) from fault
         except Refusal as refusal:
-            headers = [JSON, (b"x-request-id", call.rid_header), *refusal.headers]
-            if refusal.version:
-                headers.append((b"x-scenarium-version", b"%d" % refusal.version))
-            if refusal.status == 503:
-                headers.append(RETRY_AFTER)
-            if refusal.status in (401, 403, 413, 429):
-                headers.append((b"connection", b"close"))  # its body may not have been read
-            await send_body(send, refusal.status, headers, refusal.body)
+            await send_body(send, *refused(refusal, call))
         finally:
             scope["caller"] = call.caller
             if audit and entry:
@@ -128,15 +121,11 @@ class V2(Endpoint):
             body = await _apart(len(body), unpack, body, coding, limit, service.name)
         size = header_length(length, len(body))
         reply = await self.inference.run(model, call, body, size, lambda request: self.watcher(service, request, receive))
-        kind = (b"content-type", b"application/octet-stream") if reply.length else JSON
-        headers = [kind, (b"x-request-id", call.rid_header), (b"x-scenarium-version", b"%d" % reply.version)]
-        if reply.length:
-            headers.append((b"inference-header-content-length", b"%d" % reply.length))
-        answer = reply.body
+        status, headers, answer = answered(reply, call)
         if accepted and len(answer) >= WORTH_PACKING and (best := _coding(accepted)):
             answer = await _apart(len(answer), pack, answer, best)
             headers.append((b"content-encoding", best))
-        await send_body(send, 200, headers, answer)
+        await send_body(send, status, headers, answer)
 
     # ── everything else ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -217,6 +206,27 @@ class V2(Endpoint):
         """The small JSON object of a request; an empty body is an empty one."""
         body = await read_body(receive, SMALL_BODY, call.length, "v2")
         return read_header(body) if body.strip() else {}
+
+
+def answered(reply: Reply, call: Call) -> Answer:
+    """The answer with an inference's outputs."""
+    kind = (b"content-type", b"application/octet-stream") if reply.length else JSON
+    headers = [kind, (b"x-request-id", call.rid_header), (b"x-scenarium-version", b"%d" % reply.version)]
+    if reply.length:
+        headers.append((b"inference-header-content-length", b"%d" % reply.length))
+    return 200, headers, reply.body
+
+
+def refused(refusal: Refusal, call: Call) -> Answer:
+    """The answer that says why there are none."""
+    headers = [JSON, (b"x-request-id", call.rid_header), *refusal.headers]
+    if refusal.version:
+        headers.append((b"x-scenarium-version", b"%d" % refusal.version))
+    if refusal.status == 503:
+        headers.append(RETRY_AFTER)
+    if refusal.status in (401, 403, 413, 429):
+        headers.append((b"connection", b"close"))  # its body may not have been read
+    return refusal.status, headers, refusal.body
 
 
 def _name(parts: list[str]) -> tuple[str, str]:

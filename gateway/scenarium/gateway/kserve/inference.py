@@ -41,6 +41,16 @@ class Reply(NamedTuple):
     version: int
 
 
+class Begun(NamedTuple):
+    """One inference that may be submitted."""
+
+    model: Model
+    request: Request
+    limit_ms: float
+    placed: dict[str, Part]
+    """Outputs that go into shared memory."""
+
+
 class Inference:
     """What all inferences of one gateway share."""
 
@@ -56,6 +66,24 @@ class Inference:
             ScenariumError, Refusal: there is no answer.
             Disconnected: the client left.
         """
+        ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        begun = self.begin(model, call, body, length, partial(settle, ended))
+        if watch:
+            begun.request.watch = watch(begun.request)
+        model.service.submit(begun.request)
+        try:
+            outcome = await ended
+        except asyncio.CancelledError:
+            model.service.cancel(begun.request)
+            raise
+        return self.reply(begun, outcome)
+
+    def begin(self, model: Model, call: Call, body: bytes, length: int, resolve: Callable[[Outcome], None]) -> Begun:
+        """The request of one inference, which ends with ``resolve`` once it is submitted.
+
+        Raises:
+            ScenariumError: it cannot be answered.
+        """
         service = model.service
         if service.fault:
             raise service.fault
@@ -67,22 +95,19 @@ class Inference:
             header = read_header(body[: length or len(body)])
             limit_ms = policy(header.get("parameters"), call, limit_ms)
             body, length, placed = self.regions.inline(header, body, length)
-        ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        now = time.monotonic()
-        request = call.request(body, now, limit_ms, partial(settle, ended))
+        request = call.request(body, time.monotonic(), limit_ms, resolve)
         request.infer, request.content_type = True, f"{length} {model.name}"
         request.key = call.key or (service.route_key and model.form == "predict" and routing_key(body, length, service.route_key)) or ""
-        if watch:
-            request.watch = watch(request)
-        service.submit(request)
-        try:
-            outcome = await ended
-        except asyncio.CancelledError:
-            service.cancel(request)
-            raise
-        return self._reply(model, request, outcome, limit_ms, placed)
+        return Begun(model, request, limit_ms, placed)
 
-    def _reply(self, model: Model, request: Request, outcome: Outcome, limit_ms: float, placed: dict[str, Part]) -> Reply:
+    def reply(self, begun: Begun, outcome: Outcome) -> Reply:
+        """Count how an inference ended; its answer.
+
+        Raises:
+            ScenariumError, Refusal: there is no answer.
+            Disconnected: the client left.
+        """
+        model, request, limit_ms, placed = begun
         service = model.service
         figures = self.statistics.of(model.name, str(outcome.version or service.served))
         seconds = time.monotonic() - request.entered
