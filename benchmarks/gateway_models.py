@@ -30,7 +30,9 @@ from benchmarks.load import OURS, SERVERS, Server
 
 PACKAGES = ("torch", "torchvision", "transformers", "fastapi", "starlette", "uvicorn", "pillow", "numpy")
 CLIENTS = 32
-SLICE_S = 2.0
+WINDOW_S = {"resnet": 12.0, "bert": 6.0}
+SLICE_S = {"resnet": 6.0, "bert": 2.0}
+"""How long the worker and the bare forward have their turns."""
 CORES = len(os.sched_getaffinity(0))
 NAMES = {"resnet": "ResNet-18 on JPEGs", "bert": "small BERT on text"}
 LITSERVE = {"resnet": ((4, 0.005), (8, 0.01), (16, 0.01)), "bert": ((16, 0.001), (16, 0.005), (32, 0.005))}
@@ -77,23 +79,25 @@ def litserve(model: str, version: Path, setting: tuple[int, float], name: str = 
     return Server(name, command)
 
 
-def best_litserve(model: str, version: Path, body: bytes, headers: dict[str, str], seconds: float) -> tuple[int, float]:
-    """The setting with which LitServe answers most."""
+def best(model: str, servers: dict[Any, Server], body: bytes, headers: dict[str, str]) -> Any:
+    """The setting of the server that answers most."""
     rates = {}
-    for setting in LITSERVE[model]:
-        with load.running([litserve(model, version, setting)], body, right, headers) as servers:
-            load.wrk(servers["LitServe"], CLIENTS, 2, headers)
-            rates[setting] = load.wrk(servers["LitServe"], CLIENTS, seconds, headers).per_second
-    print("LitServe, by largest batch and wait:", ", ".join(f"{batch} {wait:g} s: {rate:.1f}/s" for (batch, wait), rate in rates.items()), flush=True)
+    for setting, server in servers.items():
+        with load.running([server], body, right, headers) as up:
+            load.wrk(up[server.name], CLIENTS, 2, headers)
+            rates[setting] = load.answered(load.wrk(up[server.name], CLIENTS, WINDOW_S[model], headers), WINDOW_S[model])
+    print(f"{server.name}, by setting:", ", ".join(f"{setting}: {rate:.1f}/s" for setting, rate in rates.items()), flush=True)
     return max(rates, key=lambda setting: rates[setting])
 
 
-def compared(model: str, folder: Path, rounds: int, seconds: float) -> list[results.Figure]:
+def compared(model: str, folder: Path, rounds: int) -> list[results.Figure]:
     """All figures of one model."""
     ours, version, body = train(model, folder)
-    own = ours.server(workers=CORES, threads=1)
-    headers = load.json_headers(ours.key)
-    setting = best_litserve(model, version, body, headers, seconds)
+    headers, seconds = load.json_headers(ours.key), WINDOW_S[model]
+    setting = best(model, {each: litserve(model, version, each) for each in LITSERVE[model]}, body, headers)
+    sizes = dict.fromkeys(size for size, _ in LITSERVE[model])
+    size = best(model, {each: ours.server(workers=CORES, threads=1, max_batch_size=each) for each in sizes}, body, headers)
+    own = ours.server(workers=CORES, threads=1, max_batch_size=size)
     fastapi = Server("FastAPI", [sys.executable, str(SERVERS / "models_fastapi.py"), "{port}", model, str(version), "1", str(CORES)])
     with load.running([fastapi, litserve(model, version, setting), own], body, right, headers) as servers:
         found = load.measure(servers, (CLIENTS,), rounds, seconds, headers)
@@ -104,26 +108,26 @@ def compared(model: str, folder: Path, rounds: int, seconds: float) -> list[resu
         made.append(results.figure(f"{NAMES[model]}, 32 clients, requests/s: against {label}", ratio, "times", "higher", 1.1, 1.3))
     for name, values in rates.items():
         made.append(results.figure(f"{NAMES[model]}, 32 clients, requests/s: {name}", statistics.median(values), "1/s", "higher"))
-    return [*made, share(model, ours, version, body, rounds, seconds)]
+    return [*made, share(model, ours, version, body, rounds, size)]
 
 
-def share(model: str, ours: load.Ours, version: Path, body: bytes, rounds: int, seconds: float) -> results.Figure:
+def share(model: str, ours: load.Ours, version: Path, body: bytes, rounds: int, largest: int) -> results.Figure:
     """How much of the bare forward's throughput reaches the client: one worker, one thread. The two take turns every ``SLICE_S`` seconds, so
     that a slower spell of the machine falls on both."""
     headers = load.json_headers(ours.key)
     found = []
-    with load.running([ours.server(workers=1, threads=1)], body, right, headers) as servers, Bare(model, version, body) as bare:
+    with load.running([ours.server(workers=1, threads=1, max_batch_size=largest)], body, right, headers) as servers, Bare(model, version, body) as bare:
         server = servers[OURS]
         load.wrk(server, CLIENTS, 2, headers)
         for number in range(rounds):
             rate = forward = 0.0
-            slices = max(1, round(seconds / SLICE_S))
+            slices, slice_s = 3, SLICE_S[model]
             for _ in range(slices):
                 before = batches(server, headers)
-                rate += load.wrk(server, CLIENTS, SLICE_S, headers).per_second / slices
+                rate += load.wrk(server, CLIENTS, slice_s, headers).per_second / slices
                 items, count = (after - earlier for after, earlier in zip(batches(server, headers), before, strict=True))
                 size = max(1, round(items / count))
-                forward += bare.per_second(size, SLICE_S) / slices
+                forward += bare.per_second(size, slice_s) / slices
             print(f"round {number + 1}  {NAMES[model]}: {rate:.1f}/s of {forward:.1f}/s in process, last batches of {size}", flush=True)
             found.append(100 * rate / forward)
     value = load.summary(f"{NAMES[model]}: share of the bare forward, %", found)
@@ -167,14 +171,13 @@ def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=6)
     parser.add_argument("--models", nargs="+", choices=NAMES, default=list(NAMES))
     options = parser.parse_args()
     peers.make()
     made = []
     for model in options.models:
         with load.scratch() as folder:
-            found = compared(model, folder, options.rounds, options.seconds)
+            found = compared(model, folder, options.rounds)
         results.write("gateway", found, PACKAGES, peers.versions())  # at once, so that none is lost where the next fails
         made += found
     results.show(made)

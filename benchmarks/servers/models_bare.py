@@ -11,9 +11,12 @@ from pathlib import Path
 import torch
 from models import MODELS
 
+from scenarium.core import heap
+
 if __name__ == "__main__":
     _, name, version = sys.argv
     torch.set_num_threads(1)
+    heap.keep_freed()  # as a worker does
     model = MODELS[name](Path(version))
     item = model.read(json.loads(sys.stdin.readline())[model.field])
     for line in sys.stdin:
