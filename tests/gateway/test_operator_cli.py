@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 
@@ -28,13 +30,22 @@ def run(url, *arguments, **more):
 def test_status_logs_and_reload(lab):
     lab.publish("unit")
     lab.publish("other", "unit")
-    gateway = lab.start({"unit": "unit", "broken": str(lab.folder / "missing.py")})
+    gateway = lab.start({"unit": "unit", "broken": str(lab.folder / "missing.py")}, "scenarios.unit.serve.threads=1")
     gateway.ready("unit")
+    os.kill(gateway.client.get("/scenarios/unit").json()["workers"][0]["pid"], signal.SIGKILL)
+    gateway.wait_event("worker_died")
     gateway.ask("unit", "spoken", do="print")
     shown = run(gateway.url, "status")
     assert shown.returncode == 0, shown.stderr
-    line = next(line for line in shown.stdout.splitlines() if line.startswith("unit"))
-    assert line.split()[1:4] == ["ready", "1", "1/1"]
+    heads, unit = (re.split(r"  +", line) for line in shown.stdout.splitlines() if line.split()[0] in ("scenario", "unit"))
+    cells = dict(zip(heads, unit, strict=True))
+    figures = {name: float(cells.pop(name)) for name in ("MB", "req/s", "p50 ms", "p99 ms")}
+    assert "SIGKILL" in cells.pop("last fault")
+    assert cells == {"scenario": "unit", "state": "ready", "version": "1", "workers": "1/1", "device": "cpu", "threads": "1"} | dict.fromkeys(
+        ("queue", "open", "errors"), "0"
+    )
+    assert figures.pop("req/s") >= 0
+    assert all(value > 0 for value in figures.values())
     told = json.loads(run(gateway.url, "status", "--json").stdout)
     unit = next(each for each in told["scenarios"] if each["name"] == "unit")
     assert unit["outcomes"]["ok"] == 1

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scenarium.gateway.app import Gateway
+    from scenarium.gateway.links import WorkerLink
     from scenarium.gateway.services import Service
 
     Reply = Callable[..., Response]
@@ -68,11 +69,7 @@ def service_status(service: Service, lang: str) -> dict[str, Any]:
         "version": service.served,
         "engine": service.engine,
         "device": service.config.device,
-        "workers": [
-            {"pid": link.process.pid, "version": link.version, "ready": link.serving and link.well, "threads": link.threads, "load_ms": link.load_ms}
-            for side in service.sides()
-            for link in side.links()
-        ],
+        "workers": [worker_status(link) for side in service.sides() for link in side.links()],
         "queue": service.batcher.depth,
         "open": service.batcher.live,
         "outcomes": stats.outcomes,
@@ -83,6 +80,18 @@ def service_status(service: Service, lang: str) -> dict[str, Any]:
         "rollout": service.trial and service.trial.status(),
         "last_fault": fault and {"at": fault["at"], "event": fault["event"], "error": fault[lang]},
         "error": service.fault and service.fault.problem(lang),
+    }
+
+
+def worker_status(link: WorkerLink) -> dict[str, Any]:
+    """The figures of one worker."""
+    return {
+        "pid": link.process.pid,
+        "version": link.version,
+        "ready": link.serving and link.well,
+        "device": link.device_memory.device if link.device_memory else "cpu",
+        "threads": link.threads,
+        "load_ms": link.load_ms,
     }
 
 

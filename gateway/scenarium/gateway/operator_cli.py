@@ -19,6 +19,22 @@ if TYPE_CHECKING:
     from scenarium.core.config import GatewayConfig
 
 PERIOD_S = 1.0
+COLUMNS = (
+    ("scenario", "场景"),
+    ("state", "状态"),
+    ("version", "版本"),
+    ("workers", "worker"),
+    ("device", "设备"),
+    ("threads", "线程"),
+    ("MB", "MB"),
+    ("queue", "队列"),
+    ("open", "进行中"),
+    ("req/s", "请求/秒"),
+    ("p50 ms", "p50 ms"),
+    ("p99 ms", "p99 ms"),
+    ("errors", "错误"),
+    ("last fault", "最近故障"),
+)
 KEY_FROM = (" The key of an administrator is taken from SCENARIUM_KEY.", " 管理密钥取自环境变量 SCENARIUM_KEY。")
 url_option = base.option(
     "--url", envvar="SCENARIUM_URL", en="The gateway (default: [gateway] host and port).", zh="网关地址（默认取 [gateway] 的 host 和 port）。"
@@ -118,8 +134,8 @@ def logs(name: str, follow: bool, url: str | None, as_json: bool) -> None:
 
 @base.command(
     "status",
-    en="A running gateway: scenarios, versions, workers, memory, queue, requests a second, latency, errors, last fault.",
-    zh="查看运行中的网关：场景、版本、worker、内存、队列、每秒请求数、延迟、错误和最近的故障。",
+    en="A running gateway: scenarios, versions, workers, device, threads, memory, queue, requests a second, latency, errors, last fault.",
+    zh="查看运行中的网关：场景、版本、worker、设备、线程、内存、队列、每秒请求数、延迟、错误和最近的故障。",
     examples=("scenarium status", "scenarium status --watch", "SCENARIUM_KEY=sk-scn-… scenarium status --url http://host:8080 --json"),
 )
 @base.option("--watch", is_flag=True, en="Show it anew every second until Ctrl-C.", zh="每秒刷新，直到 Ctrl-C。")
@@ -154,16 +170,19 @@ def show(before: Mapping[str, Any], now: Mapping[str, Any], as_json: bool) -> No
     click.echo(base.say(f"gateway {head}", f"网关 {head}"))
     for name, each in gateway["devices"].items():
         click.echo(f"{name} · {each['used_mb']} / {each['budget_mb']} MB")
-    words = (("scenario", "场景"), ("state", "状态"), ("version", "版本"), ("workers", "worker"), ("MB", "MB"), ("queue", "队列"), ("open", "进行中"))
-    more = (("req/s", "请求/秒"), ("p50 ms", "p50 ms"), ("p99 ms", "p99 ms"), ("errors", "错误"), ("last fault", "最近故障"))
-    table = []
-    for each, figures in zip(now["scenarios"], rows, strict=True):
-        ready = sum(worker["ready"] for worker in each["workers"])
-        fault = (each["last_fault"] or {}).get("error") or each["error"] or {}
-        latency = [_ms(figures["p50_s"]), _ms(figures["p99_s"])]
-        numbers = (f"{figures['memory_mb']:.0f}", each["queue"], each["open"], f"{figures['requests_per_s']:.1f}", *latency, figures["errors"])
-        table.append((each["name"], each["state"], each["version"] or "-", f"{ready}/{len(each['workers'])}", *numbers, fault.get("title", "")))
-    base.print_table([base.say(*pair) for pair in (*words, *more)], table)
+    table = [cells(each, figures) for each, figures in zip(now["scenarios"], rows, strict=True)]
+    base.print_table([base.say(*pair) for pair in COLUMNS], table)
+
+
+def cells(each: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Any]:
+    """One scenario's row of the table."""
+    workers = each["workers"]
+    ready = sum(worker["ready"] for worker in workers)
+    device, threads = (",".join(sorted({str(worker[what]) for worker in workers})) or "-" for what in ("device", "threads"))
+    fault = (each["last_fault"] or {}).get("error") or each["error"] or {}
+    about = [each["name"], each["state"], each["version"] or "-", f"{ready}/{len(workers)}", device, threads, f"{figures['memory_mb']:.0f}"]
+    latency = [_ms(figures["p50_s"]), _ms(figures["p99_s"])]
+    return [*about, each["queue"], each["open"], f"{figures['requests_per_s']:.1f}", *latency, figures["errors"], fault.get("title", "")]
 
 
 def row(before: Mapping[str, Any], now: Mapping[str, Any], seconds: float, bounds: Sequence[float]) -> dict[str, Any]:
