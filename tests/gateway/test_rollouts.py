@@ -172,6 +172,24 @@ def test_a_shadow_that_hangs_is_slow_or_dies_never_makes_a_client_wait(pair, doe
     assert asked(gateway) == 1
 
 
+def test_copies_are_dropped_first_where_production_has_enough_to_do(lab):
+    for alias, batch in ((True, 1), (False, 8)):
+        lab.publish("unit", settings={"model.answer": "one", "model.max_batch": batch}, alias=alias, disagreement=LABEL)
+    gateway = lab.start({"unit": "unit"})
+    gateway.ready("unit")
+    rollouts.start(lab.store, "unit", 2, 0.0, True, NEVER)
+    tried(lab, gateway)
+    with Load(gateway, clients=8, do="sleep", seconds=0.02) as load:
+        time.sleep(1.5)
+    load.checked(1)
+    busy = trial(gateway)["shadow"]
+    assert busy["dropped"] > 20
+    assert busy["dropped"] > 4 * busy["compared"]  # at the end, when the last are answered, some are taken again
+    with Load(gateway, clients=1, do="sleep", seconds=0.02):
+        lab.until(lambda: trial(gateway)["shadow"]["compared"] > busy["compared"] + 10)
+    assert trial(gateway)["shadow"]["dropped"] == busy["dropped"]
+
+
 @pytest.mark.parametrize("cause", ["error_rate", "latency", "disagreement"])
 def test_a_worse_candidate_is_taken_back_by_itself_and_clients_see_no_error(pair, cause):
     sick = pair.folder / "sick"
