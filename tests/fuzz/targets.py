@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from scenarium.core.workers import frames, tensor_codec
 from scenarium.gateway import job_routes, links, logs, problems
 from scenarium.gateway.elements import Elements
 from scenarium.gateway.keys import KeyFile, Keyring
+from scenarium.gateway.metrics import Calls
 from scenarium.gateway.predict import Call, body_key
 
 Target = Callable[[bytes], None]
@@ -122,6 +123,7 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.size = 0
+        self.upstream = Calls()
 
     def answered(self, link: Any, answer: frames.Answer) -> None:
         assert answer.status == 200 or 400 <= answer.status < 600
@@ -133,6 +135,9 @@ class _Recorder:
     def logged(self, link: Any, rid: int, entry: dict[str, Any]) -> None:
         assert isinstance(entry, dict)
 
+    def called(self, calls: Mapping[str, int], breaker: str) -> str:
+        return self.upstream.called(calls, breaker)
+
     def pump(self) -> None:
         """Nothing waits."""
 
@@ -143,6 +148,11 @@ class _Recorder:
 @target
 def worker_frames(data: bytes) -> None:
     """First byte: in pieces of how many bytes the rest comes from a worker."""
+    garbled(data)
+
+
+def garbled(data: bytes) -> bool:
+    """Whether the worker that sent ``worker_frames``' bytes was ended for them."""
     killed: list[int] = []
 
     async def run() -> None:
@@ -167,6 +177,7 @@ def worker_frames(data: bytes) -> None:
         asyncio.run(run())
     finally:
         logs.event = logged
+    return bool(killed)
 
 
 @target

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.__main__ import CORPUS, NAMES, fuzz
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import TARGETS, garbled
 
 FILES = sorted(path for path in CORPUS.rglob("*") if path.is_file())
 
@@ -23,6 +23,12 @@ def test_what_was_found_once(file: Path) -> None:
     began = time.process_time()
     TARGETS[file.parent.name](file.read_bytes())
     assert time.process_time() - began < 2
+
+
+def test_what_a_good_worker_writes_is_taken() -> None:
+    for name in ("good", "fault"):
+        assert not garbled((CORPUS / "worker_frames" / name).read_bytes())
+    assert garbled((CORPUS / "worker_frames" / "regression-zero").read_bytes())
 
 
 def test_a_target_sees_harm(monkeypatch: pytest.MonkeyPatch) -> None:

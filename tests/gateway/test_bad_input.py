@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
+from websockets.sync.client import connect
 
 from scenarium.core.store import PRODUCTION
 from tests.gateway import versions_of_plugins
@@ -174,7 +175,7 @@ HURTFUL = (
 
 
 @pytest.mark.usefixtures("cheap")
-@pytest.mark.parametrize("name", ["fraud_text", "market_forecast", "credit_risk", "image_classification", "text_generation"])
+@pytest.mark.parametrize("name", versions_of_plugins.ROWS)
 def test_json_built_to_hurt(gateway: Any, name: str) -> None:
     url = f"/scenarios/{name}/predict"
     for body in HURTFUL:
@@ -208,10 +209,38 @@ def over_grpc(gateway: Any, model: str, bodies: Iterable[bytes]) -> None:
 
 
 @pytest.mark.usefixtures("cheap")
-@pytest.mark.parametrize("name", ["fraud_text", "market_forecast", "credit_risk"])
+@pytest.mark.parametrize("name", versions_of_plugins.ROWS)
 def test_json_built_to_hurt_by_the_v2_protocol(gateway: Any, name: str) -> None:
     over_http(gateway, f"{name}.predict", HURTFUL)
     over_grpc(gateway, f"{name}.predict", HURTFUL)
+
+
+@pytest.mark.usefixtures("cheap")
+def test_json_built_to_hurt_a_stream_and_the_protocol_of_openai(gateway: Any) -> None:
+    for body in HURTFUL:
+        refused(gateway.client.post("/scenarios/text_generation/stream", content=body))
+        inside = b'{"model": "text_generation", "prompt": ' + (body or b'""') + b', "max_tokens": -1}'
+        for whole in (body, inside):
+            answer = gateway.client.post("/v1/completions", content=whole)
+            assert 400 <= answer.status_code < 500, answer.text[:500]
+            assert set(answer.json()) == {"error"}
+            assert len(answer.content) < 2000
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("name", versions_of_plugins.ROWS)
+def test_live_frames_built_to_hurt(gateway: Any, name: str) -> None:
+    """Each is answered in its place, and the connection goes on; bytes that are no text come as binary frames, as a picture does."""
+    with connect(f"{gateway.url.replace('http', 'ws')}/scenarios/{name}/live", proxy=None, max_size=None) as live:
+        for number, body in enumerate(HURTFUL):
+            try:
+                live.send(body.decode())
+            except UnicodeDecodeError:
+                live.send(body)
+            told = json.loads(live.recv(30))
+            assert (told["frame"], told["dropped"]) == (number, 0)
+            assert told["status"] in (400, 413, 415, 422), told
+            assert told["error"]["code"].startswith("SCN-")
 
 
 @pytest.mark.usefixtures("cheap")
