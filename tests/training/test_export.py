@@ -105,6 +105,22 @@ def test_the_pipeline_checks_on_held_out_rows(tmp_path, trained):
     assert job.exports == ["model.onnx"]
 
 
+def test_an_export_whose_length_was_fixed_by_the_trace_is_refused(tmp_path, trained):
+    rows = runs.data(trained.scenario, 40).val
+    job, runtime = Run(trained.scenario, tmp_path, tmp_path, {}), opened(trained)
+    batch = exports.inputs(runtime, rows[: exports.ROWS])
+    length = batch["points"].shape[1]
+    lengths = [each["points"].shape[1] for each in exports.others(runtime, rows, batch)]
+    assert lengths
+    assert length not in lengths
+    fixed = Signature((TensorSpec("points", "float32", (length, 8)),), runtime.signature.outputs)
+    job.exports = export(runtime.model.module, fixed, batch, tmp_path)
+    found = exports.write(job, runtime, rows)["export"]
+    assert found.startswith("none: The model cannot be exported"), found
+    assert "points" in found
+    assert job.exports == []
+
+
 def test_an_export_that_differs_is_dropped_and_said(tmp_path, trained):
     notes = []
     progress = type("Notes", (Progress,), {"note": lambda self, text: notes.append(text)})()

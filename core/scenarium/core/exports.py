@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 EXPORT = "model.onnx"
 ROWS = 8
 """Held-out rows that an export is traced with and compared on."""
+OTHERS = 40
+"""Rows among which one of another length is looked for."""
 
 
 def write(run: Run, runtime: Runtime, rows: Sequence[Row]) -> dict[str, str]:
@@ -44,7 +46,7 @@ def write(run: Run, runtime: Runtime, rows: Sequence[Row]) -> dict[str, str]:
             run.exports = list(made or ())
         if EXPORT not in run.exports:
             return {"export": f"unchecked: {', '.join(run.exports)}" if run.exports else "none: the plugin exports nothing"}
-        return _check(run, runtime, batch)
+        return _check(run, runtime, batch, others(runtime, rows, batch))
     except ScenariumError as fault:
         for name in run.exports:
             (run.out / name).unlink(missing_ok=True)
@@ -73,14 +75,31 @@ def inputs(runtime: Runtime, rows: Sequence[Row]) -> Batch:
     return found
 
 
-def _check(run: Run, runtime: Runtime, batch: Batch) -> dict[str, str]:
-    """Compare on the whole batch and on its first row alone, which shows an axis that was fixed by the trace."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        run.progress.note("onnxruntime is not installed: the export is not checked")
-        return {"export": "unchecked: onnxruntime is not installed"}
+def others(runtime: Runtime, rows: Sequence[Row], batch: Batch) -> list[Batch]:
+    """The shortest and the longest of single rows whose free axes differ from those of ``batch``: an axis that a trace fixed shows in them.
+
+    None where only the batch axis is free, or every row is brought to the same length.
+    """
+    if not any(-1 in spec.shape for spec in runtime.signature.inputs):
+        return []
+    found = {}
+    for row in [*rows[ROWS:OTHERS], *rows[:ROWS]]:
+        single = inputs(runtime, [row])
+        shapes = {name: array.shape[1:] for name, array in single.items()}
+        if any(shape != batch[name].shape[1:] for name, shape in shapes.items()):
+            found.setdefault(sum(array.size for array in single.values()), single)
+    return [found[size] for size in sorted({min(found), max(found)})] if found else []
+
+
+def compared(runtime: Runtime, opened: Callable[[], Any], batches: Sequence[Batch]) -> tuple[float, float]:
+    """The largest absolute and relative error on ``batches`` of an export that ``opened`` opens.
+
+    Raises:
+        ScenariumError: SCN-3007 (above the tolerance), SCN-3008 (it cannot be opened, or does not run on one of them).
+    """
     try:
-        engine = open_engine("onnx", run.out, runtime.signature, "cpu", build=lambda: None)
-        pairs: list[tuple[Any, Any]] = [(runtime.model(part), engine(part)) for part in (batch, {name: array[:1] for name, array in batch.items()})]
+        engine = opened()
+        pairs: list[tuple[Any, Any]] = [(runtime.model(part), engine(part)) for part in batches]
     except ScenariumError:
         raise
     except Exception as fault:
@@ -88,8 +107,26 @@ def _check(run: Run, runtime: Runtime, batch: Batch) -> dict[str, str]:
     for ours, exported in pairs:
         if found := difference(ours, exported, runtime.traits.tolerance):
             raise ScenariumError("SCN-3007", difference=found, tolerance=runtime.traits.tolerance)
-    rows = len(next(iter(batch.values())))
     absolute, relative = map(max, zip(*(largest(ours, exported) for ours, exported in pairs), strict=True))
-    told = f"largest error of the export on {rows} held-out rows: {absolute:.1e} absolute, {relative:.1e} relative"
-    run.progress.note(told)
-    return {"export": "checked", "parity": told, "warmup": json.dumps({name: array.shape[1:] for name, array in batch.items()})}
+    return absolute, relative
+
+
+def told(batches: Sequence[Batch], errors: tuple[float, float]) -> str:
+    """What was measured, as one line."""
+    rows = sum(len(next(iter(part.values()))) for part in batches)
+    return f"largest error of the export on {rows} held-out rows: {errors[0]:.1e} absolute, {errors[1]:.1e} relative"
+
+
+def _check(run: Run, runtime: Runtime, batch: Batch, more: Sequence[Batch]) -> dict[str, str]:
+    """Compare on the whole batch, on its first row alone, which shows a batch axis that was fixed by the trace, and on rows of other lengths."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        run.progress.note("onnxruntime is not installed: the export is not checked")
+        return {"export": "unchecked: onnxruntime is not installed"}
+    errors = compared(
+        runtime,
+        lambda: open_engine("onnx", run.out, runtime.signature, "cpu", build=lambda: None),
+        [batch, {name: array[:1] for name, array in batch.items()}, *more],
+    )
+    parity = told([batch, *more], errors)
+    run.progress.note(parity)
+    return {"export": "checked", "parity": parity, "warmup": json.dumps({name: array.shape[1:] for name, array in batch.items()})}
