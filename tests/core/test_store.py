@@ -254,7 +254,7 @@ def configuration(store: Store, name: str = "shop") -> str:
 def test_triton_repository_follows_the_aliases(kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     store: Store = request.getfixturevalue(kind)
     tensors = {"inputs": INPUTS, "outputs": OUTPUTS, "exports": ["model.onnx"], "tags": CHECKED, "max_batch_size": 8}
-    commit(store)  # no export
+    commit(store, inputs=INPUTS, outputs=OUTPUTS)  # no export
     store.set_alias("shop", "production", 1, "first")
     assert tree(store) == set()
     for content in (b"two", b"three"):
@@ -315,6 +315,33 @@ def test_a_version_with_a_higher_number_leaves_when_gateways_have_changed_over(s
     assert triton_repository.pending()
     time.sleep(0.5)
     assert named() == "[ 1 ]", "the highest is what a client gets that names no version"
+
+
+@pytest.mark.parametrize("kind", ["store", "memory"])
+def test_what_is_no_tensor_function_stands_there_with_its_own_model(kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    store: Store = request.getfixturevalue(kind)
+    monkeypatch.setenv("PYTHONPATH", '/a "b"')
+    commit(store)
+    store.set_alias("shop", "production", 1, "first")
+    assert tree(store) == {"shop/config.pbtxt", "shop/1/model.py"}
+    place = store.root if kind == "store" else store.url
+    assert configuration(store).splitlines() == [
+        'name: "shop"',
+        'backend: "python"',
+        "max_batch_size: 0",
+        'input [ { name: "REQUEST" data_type: TYPE_STRING dims: [ -1 ] } ]',
+        'output [ { name: "RESPONSE" data_type: TYPE_STRING dims: [ -1 ] } ]',
+        "instance_group [ { kind: KIND_CPU count: 1 } ]",
+        f'parameters {{ key: "PYTHON" value {{ string_value: "{sys.executable}" }} }}',
+        f'parameters {{ key: "STORE" value {{ string_value: "{place}" }} }}',
+        'parameters { key: "SCENARIO" value { string_value: "shop" } }',
+        'parameters { key: "PYTHONPATH" value { string_value: "/a \\"b\\"" } }',
+        "version_policy { specific { versions: [ 1 ] } }",
+    ]
+    path = f"{triton_repository.root(store)}/shop/1/model.py"
+    store.fs.pipe_file(path, b"of an earlier release")
+    triton_repository.rebuild(store)
+    assert store.fs.cat_file(path) == triton_repository.MODEL.read_bytes()
 
 
 def test_triton_files_are_links_and_the_repository_is_rebuilt(store: Store) -> None:
@@ -406,5 +433,9 @@ def test_an_entry_is_exported_whole(store: Store, tmp_path: Path) -> None:
         'model_warmup [ { name: "one row" batch_size: 1 inputs { key: "tokens" value { data_type: TYPE_INT64 dims: [ 9 ] zero_data: true } } '
         'inputs { key: "age" value { data_type: TYPE_FP32 dims: [ 1 ] random_data: true } } } ]'
     ) in text
+    (folder / "config.pbtxt").unlink()
+    with pytest.raises(ScenariumError, match="SCN-5018"):
+        triton_repository.export(store, "shop", 1, out)
+    assert (folder / "1" / "model.onnx").is_file(), "what is no entry is somebody's own"
     with pytest.raises(ScenariumError, match=r"SCN-5017 Version 2 .* it does not export"):
         triton_repository.export(store, "shop", 2, out)

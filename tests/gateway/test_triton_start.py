@@ -4,6 +4,8 @@ without outputs is completed."""
 from __future__ import annotations
 
 import collections
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -56,7 +58,7 @@ class Command:
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        self.grpc = re.search(r"grpc (\S+)", self.wait("Triton: "))[1]
+        self.http, self.grpc = re.search(r"http (\S+)  grpc (\S+)", self.wait("Triton: ")).groups()
         self.client = tritonclient.grpc.InferenceServerClient(self.grpc)
 
     def _read(self) -> None:
@@ -82,9 +84,10 @@ class Command:
 def store(shared_lab, tmp_path_factory):
     """A production version of each, with its export."""
     found, work = shared_lab.store, tmp_path_factory.mktemp("work")
-    for name in NAMES:
+    for name in (*NAMES, "credit_risk"):
         subject = Subject.open(name, work)
-        subject.probe.rows = versions_of_plugins.ROWS[name]()
+        if rows := versions_of_plugins.ROWS[name]:
+            subject.probe.rows = rows()
         subject.work = Path(found.root).parent
         subject.train(Path(found.root).name, f"runs-{name}")
         found.set_alias(name, PRODUCTION, 1, "test")  # it is not better than its floor, of course
@@ -94,10 +97,34 @@ def store(shared_lab, tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(store):
     found = Command(store.root)
-    for name in NAMES:
+    for name in (*NAMES, "credit_risk"):
         found.wait(f"{name}: loaded")
     yield found
     assert found.stop() == 0
+    assert answering(store) == []
+
+
+@pytest.fixture(scope="module")
+def gateway(store, server, shared_lab):
+    """It serves fraud_text by Triton, and credit_risk itself."""
+    found = shared_lab.start(
+        None,
+        *(f"scenarios.{name}.enabled=false" for name in versions_of_plugins.ROWS if name not in ("fraud_text", "credit_risk")),
+        'scenarios.fraud_text.serve.engine="triton"',
+        f'scenarios.fraud_text.serve.triton_url="{server.grpc}"',
+    )
+    found.ready("fraud_text", "credit_risk", timeout=60)
+    return found
+
+
+def answering(store) -> list[int]:
+    """The processes that answer for Triton's python backend out of this store."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and {b"scenarium.core.triton.answering", store.root.encode()} <= set((entry / "cmdline").read_bytes().split(b"\0")):
+                found.append(int(entry.name))
+    return found
 
 
 def runtime(store, name: str, number: int, engine: str, *sets: str) -> Runtime:
@@ -165,14 +192,7 @@ class Asking:
             thread.join()
 
 
-def test_promote_and_rollback_hold_for_both_and_lose_nothing(store, server, shared_lab):
-    gateway = shared_lab.start(
-        None,
-        *(f"scenarios.{name}.enabled=false" for name in versions_of_plugins.ROWS if name != "fraud_text"),
-        'scenarios.fraud_text.serve.engine="triton"',
-        f'scenarios.fraud_text.serve.triton_url="{server.grpc}"',
-    )
-    gateway.ready("fraud_text", timeout=60)
+def test_promote_and_rollback_hold_for_both_and_lose_nothing(store, server, gateway):
     assert served(gateway, server) == ("1", "1")
     first = store.open("fraud_text", 1)
     with store.draft("fraud_text") as draft:
@@ -190,6 +210,46 @@ def test_promote_and_rollback_hold_for_both_and_lose_nothing(store, server, shar
     assert "versions: [ 1 ]" in text
     assert "model_warmup" in text  # which Triton has run
     assert "absolute" in store.manifest("fraud_text", 1).tags["parity"]
+
+
+def whole(client: httpx.Client, *bodies: str) -> tuple[str, object]:
+    """What a v2 server answers to whole predict requests: the version and the answers, or the error."""
+    asked = {"name": "REQUEST", "datatype": "BYTES", "shape": [len(bodies)], "data": list(bodies)}
+    answer = client.post("/v2/models/credit_risk/infer", json={"inputs": [asked]}, timeout=30).json()
+    return (answer["model_version"], [json.loads(each) for each in answer["outputs"][0]["data"]]) if "outputs" in answer else ("", answer["error"])
+
+
+def test_what_is_no_tensor_function_answers_in_triton_as_in_the_gateway(store, server, gateway):
+    bodies = [json.dumps({"limit": limit, "bill": 20000.0, "education": "university", "marriage": "single"}) for limit in (10000.0, 500000.0)]
+    first = store.open("credit_risk", 1)
+    with store.draft("credit_risk") as draft:
+        shutil.copytree(first.folder, draft, dirs_exist_ok=True)
+        (draft / "state.json").write_text(json.dumps(json.loads((first.folder / "state.json").read_text()) | {"reasons": 1}))
+        assert store.commit("credit_risk", draft, first.manifest.model_copy(update={"answer": None})).number == 2
+    with httpx.Client(base_url=f"http://{server.http}") as triton_client:
+
+        def both(*asked: str):
+            return whole(gateway.client, *asked), whole(triton_client, *asked)
+
+        def agreed(version: str):
+            found = both(*bodies)
+            return found[0] if found[0] == found[1] and found[0][0] == version else None
+
+        _, answers = until(lambda: agreed("1"), 30)
+        assert len(answers) == 2
+        assert answers[0]["probability"] != answers[1]["probability"]
+        assert [len(each["reasons"]) for each in answers] == [3, 3]
+        store.set_alias("credit_risk", PRODUCTION, 2, "test")
+        assert [len(each["reasons"]) for each in until(lambda: agreed("2"), 30)[1]] == [1, 1]
+        store.set_alias("credit_risk", PRODUCTION, 1, "test", action="rollback")
+        assert until(lambda: agreed("1"), 30)[1] == answers
+        ours, theirs = both(json.dumps({"limit": "much"}))
+        assert ours == theirs
+        assert theirs[1].startswith("SCN-4001: ")
+        (pid,) = until(lambda: len(found := answering(store)) == 1 and found, 30)  # that of version 2 ends with it
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: whole(triton_client, *bodies) == ("1", answers), 20)
+        assert answering(store) != [pid]
 
 
 def test_outputs_are_completed(server, store, tmp_path):

@@ -1,6 +1,7 @@
 """``models/``: a Triton model repository derived from the store, beside its ``scenarios/``.
 
-It holds the versions that an alias names and that have a checked ONNX export, those that gateways may still ask for after a change (``_kept``), and
+It holds the versions that an alias names and that have a checked ONNX export or are no tensor function (Triton's python backend asks a process of ours
+for whole answers), those that gateways may still ask for after a change (``_kept``), and
 nothing half-made: one bad folder stops a stock Triton. A
 version's folder is made elsewhere and renamed into place, ``config.pbtxt`` is replaced atomically and names the versions to
 serve (``version_policy { specific }``), and only then folders that it no longer names go. On an object store, which cannot
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 EXPORT = "model.onnx"
 CONFIG = "config.pbtxt"
+MODEL = Path(__file__).parent / "triton" / "model.py"
+"""The model's file of a scenario that is no tensor function."""
 CHECKED = "checked"
 """The manifest's tag ``export`` of a version whose export was compared with the trained model (``scenarium.core.exports``)."""
 
@@ -45,22 +48,27 @@ def root(store: Store) -> str:
 
 
 def export(store: Store, name: str, ref: str | int, out: Path) -> Path:
-    """Copy a version as an entry of a Triton repository into ``out``, self-contained: no link to the store. Its folder, which replaces one that is there.
+    """Copy a version as an entry of a Triton repository into ``out``. Its folder, which replaces an entry that is there.
+
+    It is self-contained, except that of a scenario that is no tensor function, which names store and interpreter.
 
     Raises:
-        ScenariumError: SCN-5017 (it has no checked export), SCN-5008 (``out`` cannot be written), SCN-5001, SCN-5002, SCN-5004, SCN-5010.
+        ScenariumError: SCN-5017 (it has no checked export), SCN-5018 (something else is there), SCN-5008 (``out`` cannot be written), SCN-5001,
+            SCN-5002, SCN-5004, SCN-5010.
     """
     version = store.open(name, ref)
     manifest = version.manifest
-    if not _exported(manifest):
+    if not _servable(manifest):
         raise ScenariumError("SCN-5017", name=name, version=version.number, reason=manifest.tags.get("export", "none"))
     folder = out / name
+    if folder.exists() and not (folder / CONFIG).is_file():
+        raise ScenariumError("SCN-5018", folder=folder)
     made = out / f".{name}.{uuid.uuid4().hex}"
     try:
         (made / str(version.number)).mkdir(parents=True)
-        for relative in _files(manifest):
-            shutil.copy2(version.folder / relative, made / str(version.number) / relative)
-        (made / CONFIG).write_text(configuration(name, {version.number: manifest}), encoding="utf8")
+        for file, source in _files(manifest, version.folder).items():
+            shutil.copy2(source, made / str(version.number) / file)
+        (made / CONFIG).write_text(configuration(name, {version.number: manifest}, _place(store)), encoding="utf8")
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(made, folder)
     except OSError as fault:
@@ -70,8 +78,12 @@ def export(store: Store, name: str, ref: str | int, out: Path) -> Path:
     return folder
 
 
-def _exported(manifest: Manifest) -> bool:
-    return EXPORT in manifest.exports and manifest.tags.get("export") == CHECKED and bool(manifest.inputs)
+def _servable(manifest: Manifest) -> bool:
+    return not manifest.inputs or (EXPORT in manifest.exports and manifest.tags.get("export") == CHECKED)
+
+
+def _place(store: Store) -> str:
+    return store.root if store.local else store.url
 
 
 def rebuild(store: Store) -> list[str]:
@@ -190,15 +202,17 @@ def _served(store: Store, name: str, aliases: dict[str, int], kept: list[int]) -
         if number in served:
             continue
         manifest = store.manifest(name, number)
-        if not _exported(manifest) or (served and manifest.signature != next(iter(served.values())).signature):
+        if not _servable(manifest) or (served and manifest.signature != next(iter(served.values())).signature):
             continue
         served[number] = manifest
     return served
 
 
-def _files(manifest: Manifest) -> list[str]:
-    """The export and its external data."""
-    return [relative for relative in manifest.files if relative == EXPORT or relative.startswith(f"{EXPORT}.") or relative.startswith("model.onnx_")]
+def _files(manifest: Manifest, folder: Path) -> dict[str, Path]:
+    """The files of a version's folder in the repository, and what each is made from: the export and its external data, or ``model.py``."""
+    if not manifest.inputs:
+        return {MODEL.name: MODEL}
+    return {file: folder / file for file in manifest.files if file == EXPORT or file.startswith((f"{EXPORT}.", "model.onnx_"))}
 
 
 def _derive_local(store: Store, name: str, folder: str, served: dict[int, Manifest]) -> None:
@@ -214,9 +228,9 @@ def _derive_local(store: Store, name: str, folder: str, served: dict[int, Manife
                 continue
             version = store.open(name, number)
             (made / str(number)).mkdir()
-            for relative in _files(manifest):
-                _link(version.folder / relative, made / str(number) / relative)
-        (made / CONFIG).write_text(configuration(name, served), encoding="utf8")
+            for file, source in _files(manifest, version.folder).items():
+                _link(source, made / str(number) / file)
+        (made / CONFIG).write_text(configuration(name, served, _place(store)), encoding="utf8")
         if not begun:
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():  # without a configuration it is not loadable, whoever made it
@@ -234,19 +248,26 @@ def _derive_local(store: Store, name: str, folder: str, served: dict[int, Manife
 
 
 def _whole(folder: Path, manifest: Manifest) -> bool:
-    return all((folder / file).is_file() and (folder / file).stat().st_size == manifest.files[file].size for file in _files(manifest))
+    if not manifest.inputs:
+        return (folder / MODEL.name).is_file() and (folder / MODEL.name).read_bytes() == MODEL.read_bytes()  # another release may have another
+    return all((folder / file).is_file() and (folder / file).stat().st_size == manifest.files[file].size for file in _files(manifest, folder))
 
 
 def _derive_remote(store: Store, name: str, folder: str, served: dict[int, Manifest]) -> None:
     present = _children(store, folder)
     for number, manifest in served.items():
-        if str(number) not in present:
-            for relative in _files(manifest):
-                store.fs.cp_file(store.path(name, number, relative), f"{folder}/{number}/{relative}")
-    store.write(f"{folder}/{CONFIG}", configuration(name, served).encode())
+        if not manifest.inputs:
+            store.write(f"{folder}/{number}/{MODEL.name}", MODEL.read_bytes())
+        elif str(number) not in present:
+            for file in _files(manifest, Path()):
+                store.fs.cp_file(store.path(name, number, file), f"{folder}/{number}/{file}")
+    store.write(f"{folder}/{CONFIG}", configuration(name, served, _place(store)).encode())
 
 
 def _link(source: Path, target: Path) -> None:
+    if source == MODEL:  # of the installation, which an upgrade may write over
+        shutil.copyfile(source, target)
+        return
     try:
         os.link(source, target)
     except OSError:  # another disk, or one without hard links

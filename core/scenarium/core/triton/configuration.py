@@ -6,6 +6,8 @@ Format: Triton Inference Server, ``model_config.proto``.
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 
 from scenarium.core.manifest import Manifest
@@ -13,23 +15,32 @@ from scenarium.core.tensors import DATATYPES
 from scenarium.core.types import TensorSpec
 
 
-def configuration(name: str, served: dict[int, Manifest]) -> str:
-    """``config.pbtxt`` of one scenario. Batch axis left out, free axes -1, as Triton wants them."""
+def configuration(name: str, served: dict[int, Manifest], store: str) -> str:
+    """``config.pbtxt`` of one scenario out of ``store``. Batch axis left out, free axes -1, as Triton wants them."""
     manifest = next(iter(served.values()))
-    versions = ", ".join(map(str, sorted(served)))
-    return "\n".join(
-        [
-            f'name: "{name}"',
-            'platform: "onnxruntime_onnx"',
-            f"max_batch_size: {manifest.max_batch_size}",
-            *_tensors("input", manifest.inputs),
-            *_tensors("output", manifest.outputs),
-            "dynamic_batching { }",
-            f"version_policy {{ specific {{ versions: [ {versions} ] }} }}",
-            *_warmup(manifest),
-            "",
-        ]
-    )
+    versions = f"version_policy {{ specific {{ versions: [ {', '.join(map(str, sorted(served)))} ] }} }}"
+    kind = _of_tensors(manifest) if manifest.inputs else _of_whole_requests(name, store)
+    return "\n".join([f'name: "{name}"', *kind, versions, *_warmup(manifest), ""])
+
+
+def _of_tensors(manifest: Manifest) -> list[str]:
+    tensors = [*_tensors("input", manifest.inputs), *_tensors("output", manifest.outputs)]
+    return ['platform: "onnxruntime_onnx"', f"max_batch_size: {manifest.max_batch_size}", *tensors, "dynamic_batching { }"]
+
+
+def _of_whole_requests(name: str, store: str) -> list[str]:
+    """The gateway's own v2 model of such a scenario, by ``model.py``, which needs to know an interpreter that has the plugin."""
+    parameters = {"PYTHON": sys.executable, "STORE": store, "SCENARIO": name}
+    if path := os.environ.get("PYTHONPATH"):
+        parameters["PYTHONPATH"] = path
+    return [
+        'backend: "python"',
+        "max_batch_size: 0",
+        'input [ { name: "REQUEST" data_type: TYPE_STRING dims: [ -1 ] } ]',
+        'output [ { name: "RESPONSE" data_type: TYPE_STRING dims: [ -1 ] } ]',
+        "instance_group [ { kind: KIND_CPU count: 1 } ]",
+        *(f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value, ensure_ascii=False)} }} }}' for key, value in parameters.items()),
+    ]
 
 
 def _warmup(manifest: Manifest) -> list[str]:
