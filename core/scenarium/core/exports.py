@@ -82,7 +82,7 @@ def others(runtime: Runtime, rows: Sequence[Row], batch: Batch) -> list[Batch]:
     """
     if not any(-1 in spec.shape for spec in runtime.signature.inputs):
         return []
-    found = {}
+    found: dict[int, Batch] = {}
     for row in [*rows[ROWS:OTHERS], *rows[:ROWS]]:
         single = inputs(runtime, [row])
         shapes = {name: array.shape[1:] for name, array in single.items()}

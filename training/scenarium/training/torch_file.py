@@ -1,8 +1,9 @@
 """A PyTorch file as ``model.onnx``: TorchScript, torch.export, or a whole module. Run as a process of its own by ``scenarium import``:
 ``python -m scenarium.training.torch_file JOB.json RESULT.json``, since such a file is code and pickle, and opening it runs what it holds.
 
-The job: ``file``, ``out`` (a folder), ``inputs`` (name, dtype, dims with the batch axis, -1 where free), ``outputs`` (names, or none). The result: how it
-was converted and the largest differences on generated inputs, or ``code`` and ``values`` of an error.
+The job: ``file``, ``out`` (a folder), ``inputs`` (name, dtype, dims with the batch axis, -1 where free), ``outputs`` (names, or none), ``unnamed`` (how
+those without are named by their place; empty: ``output``, or ``output_0`` and so on). The result: how it was converted and the largest differences on
+generated inputs, or ``code`` and ``values`` of an error.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def convert(job: dict[str, Any]) -> dict[str, Any]:
     told = [Input(each["name"], each["dtype"], tuple(each["dims"])) for each in job["inputs"]]
     opened = _open(Path(job["file"]), told)
     arguments, outputs = _run(opened)
-    names = job["outputs"] or (["output"] if len(outputs) == 1 else [f"output_{index}" for index in range(len(outputs))])
+    names = job["outputs"] or (
+        ["output"] if len(outputs) == 1 and not job["unnamed"] else [(job["unnamed"] or "output_{}").format(index) for index in range(len(outputs))]
+    )
     if len(names) != len(outputs):
         raise _failed(f"it gives {len(outputs)} outputs, not {len(names)} ({', '.join(names)})")
     path = Path(job["out"]) / EXPORT

@@ -74,9 +74,9 @@ def fetch(source: str, folder: Path, scratch: Path, given: Sequence[Given], prog
     return _file(path, folder, scratch, given, (), progress)
 
 
-def _file(path: Path, folder: Path, scratch: Path, given: Sequence[Given], outputs: Sequence[str], progress: Progress) -> Fetched:
+def _file(path: Path, folder: Path, scratch: Path, given: Sequence[Given], outputs: Sequence[str], progress: Progress, unnamed: str = "") -> Fetched:
     if path.suffix in TORCH:
-        return convert(path, folder, scratch, given, outputs, progress)
+        return convert(path, folder, scratch, given, outputs, unnamed, progress)
     onnx_file.place(path, folder)
     return Fetched()
 
@@ -106,12 +106,12 @@ def _mlflow(model: Path, source: str, folder: Path, scratch: Path, given: Sequen
 def _triton(path: Path, source: str, folder: Path, scratch: Path, given: Sequence[Given], progress: Progress) -> Fetched:
     entry = triton_entry.read(path, source)
     told = given or [Given(*each) for each in entry.inputs]
-    fetched = _file(entry.file, folder, scratch, told, entry.outputs, progress)
+    fetched = _file(entry.file, folder, scratch, told, entry.outputs, progress, triton_entry.UNNAMED)
     notes = {**fetched.notes, "triton": f"{entry.platform}, version {entry.file.parent.name}"}
     return Fetched(notes, entry.max_batch_size or None)
 
 
-def convert(path: Path, folder: Path, scratch: Path, given: Sequence[Given], outputs: Sequence[str], progress: Progress) -> Fetched:
+def convert(path: Path, folder: Path, scratch: Path, given: Sequence[Given], outputs: Sequence[str], unnamed: str, progress: Progress) -> Fetched:
     """Have a process of its own open a PyTorch file, write ``model.onnx`` and compare the two on generated inputs.
 
     Raises:
@@ -119,7 +119,10 @@ def convert(path: Path, folder: Path, scratch: Path, given: Sequence[Given], out
     """
     progress.note(f"converting {path.name} to ONNX in a process of its own, which runs what your file holds")
     told, result = scratch / "job.json", scratch / "result.json"
-    told.write_text(json.dumps({"file": str(path), "out": str(folder), "inputs": [asdict(each) for each in given], "outputs": list(outputs)}), encoding="utf8")
+    told.write_text(
+        json.dumps({"file": str(path), "out": str(folder), "inputs": [asdict(each) for each in given], "outputs": list(outputs), "unnamed": unnamed}),
+        encoding="utf8",
+    )
     ended = subprocess.run([sys.executable, "-m", "scenarium.training.torch_file", str(told), str(result)], capture_output=True, text=True, check=False)
     if not result.is_file():
         last = (ended.stderr.strip().splitlines() or ["-"])[-1]

@@ -15,6 +15,8 @@ from scenarium.core.importing.onnx_file import first_line
 CONFIG = "config.pbtxt"
 FILES = {"onnxruntime_onnx": "model.onnx", "onnxruntime": "model.onnx", "pytorch_libtorch": "model.pt", "pytorch": "model.pt"}
 """Platform or backend to the model's file."""
+UNNAMED = "OUTPUT__{}"
+"""An output without a name, by its place: as Triton's pytorch backend wants it."""
 TYPES = {"TYPE_BOOL": "bool", "TYPE_FP16": "float16", "TYPE_FP32": "float32", "TYPE_FP64": "float64"}
 TYPES |= {f"TYPE_{sign.upper()}INT{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 

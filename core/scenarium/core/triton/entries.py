@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scenarium.core.errors import ScenariumError, Words
-from scenarium.core.importing.triton_entry import CONFIG, FILES, TYPES
+from scenarium.core.importing.triton_entry import CONFIG, FILES, TYPES, UNNAMED
 from scenarium.core.triton import find_outputs
 
 
@@ -49,10 +49,10 @@ def read(folder: Path, environment: Path) -> Entry:
     if config.output or platform not in FILES:
         return Entry(config, "")
     added = []
-    for output in _outputs(folder, config, FILES[platform], environment):
+    for number, output in enumerate(_outputs(folder, config, FILES[platform], environment)):
         datatype = next(theirs for theirs, ours in TYPES.items() if ours == output["dtype"])
         dims, reshape = (output["dims"], "") if output["dims"] else ([1], " reshape { shape: [ ] }")
-        added.append(f'output [ {{ name: "{output["name"]}" data_type: {datatype} dims: {dims}{reshape} }} ]')
+        added.append(f'output [ {{ name: "{output["name"] or UNNAMED.format(number)}" data_type: {datatype} dims: {dims}{reshape} }} ]')
     lines = "\n".join(added)
     text_format.Merge(lines, config)
     return Entry(config, lines)

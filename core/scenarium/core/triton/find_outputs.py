@@ -26,7 +26,7 @@ def of_onnx(path: str, inputs: list[dict[str, Any]], batched: bool) -> list[dict
 
 
 def of_torchscript(path: str, inputs: list[dict[str, Any]], batched: bool) -> list[dict[str, Any]]:
-    """As two runs show them; named as Triton's own backend names what has no name."""
+    """As two runs show them; they have no names."""
     import torch
 
     module = torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
@@ -37,10 +37,10 @@ def of_torchscript(path: str, inputs: list[dict[str, Any]], batched: bool) -> li
             answer = module(*map(torch.from_numpy, arrays))
         runs.append([tensor.numpy() for tensor in (answer if isinstance(answer, (tuple, list)) else (answer,))])
     found = []
-    for number, (one, two) in enumerate(zip(*runs, strict=True)):
+    for one, two in zip(*runs, strict=True):
         skip = 1 if batched else 0
         dims = [a if a == b else -1 for a, b in zip(one.shape[skip:], two.shape[skip:], strict=True)]
-        found.append({"name": f"OUTPUT__{number}", "dtype": one.dtype.name, "dims": dims})
+        found.append({"name": "", "dtype": one.dtype.name, "dims": dims})
     return found
 
 
