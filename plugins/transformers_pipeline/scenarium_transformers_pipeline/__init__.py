@@ -94,9 +94,9 @@ def train(config: PipelineScenario, data: Data, run: Run) -> bool:
 
 @hookimpl
 def load(config: PipelineScenario, version: Path, device: str) -> Any:
-    from scenarium_transformers_pipeline.models import open_pipeline
+    from scenarium_transformers_pipeline.models import open_version
 
-    return open_pipeline(config.model.task, version / FOLDER, device)
+    return open_version(config.model.task, version / FOLDER, device)
 
 
 @hookimpl

@@ -11,6 +11,7 @@ import transformers
 
 from scenarium.core import ScenariumError
 from scenarium.core.errors import Words
+from scenarium_transformers_pipeline import embedding
 
 FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
 """What is fetched from the hub: no pickle, no code."""
@@ -28,7 +29,10 @@ def fetch(source: str, task: str, out: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         raise ScenariumError("SCN-5119", source=source)
     try:
+        pooling = embedding.declared(folder) if task == "feature-extraction" else None
         open_pipeline(task, folder, "cpu").save_pretrained(str(out))
+        if pooling:
+            embedding.write(pooling, out)
     except Exception as fault:
         line = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
         raise ScenariumError("SCN-5120", source=source, task=task, reason=line[:300]) from fault
@@ -42,6 +46,14 @@ def _download(source: str) -> Path:
     except Exception as fault:  # not found, gated, no network, no valid name
         line = (str(fault).strip().splitlines() or [type(fault).__name__])[0][:300]
         raise ScenariumError("SCN-0002", name=source, reason_en=line, reason_zh=line) from fault
+
+
+def open_version(task: str, folder: Path, device: str) -> Any:
+    """The pipeline of a version's folder."""
+    pipe = open_pipeline(task, folder, device)
+    if task == "feature-extraction":
+        pipe.pooling = embedding.read(folder)
+    return pipe
 
 
 def open_pipeline(task: str, folder: Path, device: str) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, Field
 
-from scenarium.core import BadInput, Request, Response
+from scenarium.core import BadInput, Request, Response, Section
 
 if TYPE_CHECKING:
     from scenarium_transformers_pipeline import PipelineConfig
@@ -33,6 +33,15 @@ class OneText(Request):
 
     text: str = Field(min_length=1)
     """The text."""
+
+
+class Embedded(Request):
+    """A text that becomes a vector."""
+
+    input: str = Field(min_length=1)
+    """The text."""
+    vectors: bool = False
+    """Tell the vectors of its tokens too."""
 
 
 class MaskedText(Request):
@@ -98,11 +107,20 @@ class Entities(Response):
     entities: list[Entity]
 
 
-class Vectors(Response):
-    """The last hidden states."""
+class EmbeddedTokens(Section):
+    """Tokens of one text."""
 
-    vectors: list[list[float]]
-    """One vector a token."""
+    prompt_tokens: int
+
+
+class Embedding(Response):
+    """A text as a vector."""
+
+    embedding: list[float]
+    """Of the whole text."""
+    usage: EmbeddedTokens
+    vectors: list[list[float]] | None = None
+    """The last hidden states, one vector a token, where they are asked for."""
 
 
 class Task(NamedTuple):
@@ -169,9 +187,14 @@ def _choose(pipe: Any, items: list[Choice], config: PipelineConfig) -> list[Any]
     return answers
 
 
-def _embed(pipe: Any, items: list[OneText], config: PipelineConfig) -> list[Any]:
-    # One by one: the pipeline does not say which vectors of a batch are padding.
-    return [{"vectors": pipe(item.text, truncation=True)[0]} for item in items]
+def _embed(pipe: Any, items: list[Embedded], config: PipelineConfig) -> list[Any]:
+    from scenarium_transformers_pipeline.embedding import embed
+
+    found = embed(pipe, [item.input for item in items], pipe.pooling)
+    return [
+        {"embedding": vector.tolist(), "usage": {"prompt_tokens": len(tokens)}, "vectors": tokens.tolist() if item.vectors else None}
+        for item, (vector, tokens) in zip(items, found, strict=True)
+    ]
 
 
 def _read_image(request: Image) -> Any:
@@ -230,7 +253,7 @@ TASKS: dict[str, Task] = {
     "token-classification": Task(OneText, Entities, lambda: OneText(text="Ada Lovelace lived in London"), _itself, _tag),
     "fill-mask": Task(MaskedText, Labels, lambda: MaskedText(text=f"The capital of France is {MASK}."), _read_masked, _fill),
     "zero-shot-classification": Task(Choice, Labels, lambda: Choice(text="The match ended 2:1", labels=["sport", "politics"]), _itself, _choose),
-    "feature-extraction": Task(OneText, Vectors, lambda: OneText(text="What a wonderful day"), _itself, _embed),
+    "feature-extraction": Task(Embedded, Embedding, lambda: Embedded(input="What a wonderful day"), _itself, _embed),
     "image-classification": Task(Image, Labels, _picture, _read_image, _see),
     "audio-classification": Task(Audio, Labels, _tone, _read_audio, _hear),
 }

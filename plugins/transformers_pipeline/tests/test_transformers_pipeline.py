@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
+import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import openai
 import pytest
 
 from scenarium.core import ScenariumError
@@ -81,6 +86,22 @@ def lab(tmp_path_factory: pytest.TempPathFactory):
     return Registry(Settings.read(environ={"SCENARIUM_STORE": url})), Store(url)
 
 
+@pytest.fixture(scope="module")
+def gateway(models, tmp_path_factory: pytest.TempPathFactory):
+    """A gateway with two of the models."""
+    served = Lab(tmp_path_factory.mktemp("served"))
+    registry = Registry(Settings.read(environ={"SCENARIUM_STORE": served.store.root}))
+    for task, name in (("text-classification", "sentiment"), ("feature-extraction", "vectors")):
+        import_pipeline(str(models[task]), task, name, registry, served.store)
+    try:
+        found = served.start(None)
+        found.store = served.store
+        found.ready("sentiment", "vectors", timeout=180)
+        yield found
+    finally:
+        served.close()
+
+
 def own(task: str, folder: Path, asked):
     """What transformers itself answers."""
     import transformers
@@ -121,9 +142,13 @@ def test_each_task_answers_as_transformers_does(models, lab, task: str) -> None:
         theirs = own(task, models[task], {"text": "a b", "text_pair": "c"})
         assert pair[0].labels[0].score == pytest.approx((theirs[0] if isinstance(theirs, list) else theirs)["score"], abs=1e-5)
     elif task == "feature-extraction":
-        theirs = own(task, models[task], sample["text"])[0]
-        assert len(answer["vectors"]) == len(theirs) == 6
-        assert answer["vectors"][0] == pytest.approx(theirs[0], abs=1e-5)
+        texts = (sample["input"], "a", "ada lovelace lived in london")
+        told = runtime.predict([runtime.decode(json.dumps({"input": text, "vectors": text != "a"}).encode()) for text in texts])
+        for text, each in zip(texts, told, strict=True):
+            theirs = np.array(own(task, models[task], text)[0])
+            assert each.usage.prompt_tokens == len(theirs)
+            np.testing.assert_allclose(each.embedding, theirs.mean(0) / np.linalg.norm(theirs.mean(0)), atol=1e-5)
+            assert each.vectors is None if text == "a" else np.allclose(each.vectors, theirs, atol=1e-5)
     elif task == "fill-mask":
         assert answer["labels"][0]["label"] == own(task, models[task], sample["text"])[0]["token_str"]
         with pytest.raises(ScenariumError) as refused:
@@ -163,17 +188,63 @@ def test_what_cannot_be_imported_is_named_and_leaves_nothing(models, lab, tmp_pa
     assert store.scenarios() == before
 
 
-def test_it_is_served(models, tmp_path: Path) -> None:
-    served = Lab(tmp_path)
-    registry = Registry(Settings.read(environ={"SCENARIUM_STORE": served.store.root}))
-    import_pipeline(str(models["text-classification"]), "text-classification", "sentiment", registry, served.store)
-    answer = served.store.manifest("sentiment", 1).answer
-    try:
-        gateway = served.start(None)
-        gateway.ready("sentiment", timeout=180)
-        found = gateway.client.post("/scenarios/sentiment/predict", json={"text": "What a wonderful day"})
-        assert found.json()["labels"][0] == {"label": answer["labels"][0]["label"], "score": pytest.approx(answer["labels"][0]["score"], abs=1e-5)}
-        refused = gateway.client.post("/scenarios/sentiment/predict", json={"text": ""})
-        assert (refused.status_code, refused.json()["field"]) == (422, "text")
-    finally:
-        served.close()
+@pytest.fixture(scope="module")
+def sentences(models, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The model as sentence-transformers lays one out, with this pooling and these steps."""
+
+    def made(pooling: dict[str, bool], *steps: str) -> Path:
+        folder = tmp_path_factory.mktemp("sentences") / "model"
+        shutil.copytree(models["feature-extraction"], folder)
+        kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), *((step, f"{place}_{step}") for place, step in enumerate(steps, 2))]
+        modules = [{"idx": place, "path": path, "type": f"sentence_transformers.models.{kind}"} for place, (kind, path) in enumerate(kinds)]
+        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16, **pooling}))
+        return folder
+
+    return made
+
+
+def test_embeddings_are_pooled_as_the_model_declares(sentences, lab) -> None:
+    registry, store = lab
+    for name, at, steps in (("cls_token", 0, ["Normalize"]), ("lasttoken", -1, [])):
+        folder = sentences({f"pooling_mode_{name}": True, "pooling_mode_mean_tokens": False}, *steps)
+        import_pipeline(str(folder), "feature-extraction", f"by_{name}", registry, store)
+        theirs = np.array(own("feature-extraction", folder, "What a wonderful day")[0])[at]
+        answer = store.manifest(f"by_{name}", 1).answer
+        np.testing.assert_allclose(answer["embedding"], theirs / np.linalg.norm(theirs) if steps else theirs, atol=1e-5)
+    for folder, told in (
+        (sentences({"pooling_mode_max_tokens": True}), "max_tokens"),
+        (sentences({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}), "first, mean"),
+        (sentences({"pooling_mode_mean_tokens": True}, "Dense"), "Dense"),
+    ):
+        with pytest.raises(ScenariumError, match=told) as refused:
+            import_pipeline(str(folder), "feature-extraction", "bad", registry, store)
+        assert refused.value.code == "SCN-5120"
+
+
+def test_the_openai_client_gets_embeddings(models, gateway) -> None:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client:
+        assert {model.id for model in client.models.list()} == {"vectors"}
+        texts = ["What a wonderful day", "a b c"]
+        plain = client.embeddings.create(model="vectors", input=texts, encoding_format="float")
+        coded = client.embeddings.create(model="vectors", input=texts, encoding_format="base64")
+        default = client.embeddings.create(model="vectors", input=texts)  # base64 on the wire, decoded by the client
+        for place, text in enumerate(texts):
+            theirs = np.array(own("feature-extraction", models["feature-extraction"], text)[0]).mean(0)
+            wanted = theirs / np.linalg.norm(theirs)
+            np.testing.assert_allclose(plain.data[place].embedding, wanted, atol=1e-5)
+            np.testing.assert_allclose(np.frombuffer(base64.b64decode(coded.data[place].embedding), "<f4"), wanted, atol=1e-5)
+            np.testing.assert_allclose(default.data[place].embedding, wanted, atol=1e-5)
+        assert plain.usage.prompt_tokens == plain.usage.total_tokens == 6 + 5
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.embeddings.create(model="vectors", input="")
+        assert caught.value.param == "input"
+
+
+def test_it_is_served(gateway) -> None:
+    answer = gateway.store.manifest("sentiment", 1).answer
+    found = gateway.client.post("/scenarios/sentiment/predict", json={"text": "What a wonderful day"})
+    assert found.json()["labels"][0] == {"label": answer["labels"][0]["label"], "score": pytest.approx(answer["labels"][0]["score"], abs=1e-5)}
+    refused = gateway.client.post("/scenarios/sentiment/predict", json={"text": ""})
+    assert (refused.status_code, refused.json()["field"]) == (422, "text")
