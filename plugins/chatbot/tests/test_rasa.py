@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +28,7 @@ from scenarium.core.handle import Handle
 from scenarium.core.kit.pytest_plugin import ScenarioConformance
 from scenarium.core.registry import Registry
 from scenarium_chatbot.bots import ENVIRONMENT, LocalBot, RemoteBot, bot_settings, data_folder
+from tests.gateway.conftest import Lab, redis_server
 
 
 def handle(folder: Path, *sets: str) -> Handle:
@@ -78,6 +81,8 @@ class TestRasa:
         assert manifest.metrics["accuracy"] > manifest.baseline.metrics["accuracy"]
         assert bot.store.aliases("chatbot")["aliases"]["production"] == 1
         assert manifest.data_origin == "generated"
+        report = (bot.version.folder / "report.html").read_text("utf8")
+        assert "<svg" in report.partition("<h2>Intents of held-out utterances")[2].partition("<h2>")[0]
 
     def test_order_status_asks_for_the_number_and_looks_it_up(self, talk: Talk) -> None:
         first = talk("查询订单状态")
@@ -217,6 +222,39 @@ class TestRasa:
         assert codes
         assert "订单 A12345678" in said
         assert model.engine.process is not dead
+
+    def test_an_open_form_in_redis_survives_the_death_of_the_gateways_worker(self, bot: Handle, tmp_path: Path) -> None:
+        """Only a bot that knows what was said before takes "yes" for a refund."""
+        served = Lab(tmp_path)
+        served.store = bot.store
+
+        def say(text: str, session: str = "kept") -> str:
+            answer = gateway.client.post("/scenarios/chatbot/predict", json={"session_id": session, "text": text})
+            assert answer.status_code == 200, answer.text
+            return "\n".join(answer.json()["replies"])
+
+        with redis_server(tmp_path) as (port, _):
+            try:
+                gateway = served.start(None, f"scenarios.chatbot.serve.tracker_store=redis://127.0.0.1:{port}/0")
+                gateway.ready("chatbot", timeout=120)
+                assert say("查询订单状态") == "请提供您的订单号。"
+                assert say("我要退款", "refund") == "请提供您的订单号。"
+                assert say("A23456789", "refund").startswith("确定要为订单 A23456789 申请退款吗")
+                worker = gateway.wait_event("worker_ready", scenario="chatbot")["pid"]
+                os.kill(worker, signal.SIGKILL)
+                served.until(lambda: [event["event"] for event in gateway.events].count("worker_ready") == 2, 120)
+                assert "订单 A12345678" in say("A12345678")
+                assert say("是的", "refund").startswith("已为订单 A23456789 提交退款申请")
+                assert "退款申请" not in say("是的", "another")
+            finally:
+                served.close()
+
+    def test_it_talks_in_the_terminal(self, bot: Handle) -> None:
+        command = [sys.executable, "-m", "scenarium.core.cli", "predict", "chatbot", "-i"]
+        environ = {**os.environ, "SCENARIUM_STORE": bot.store.root, "SCENARIUM_LANG": "en"}
+        done = subprocess.run(command, input="查询订单状态\nA12345678\n\n", env=environ, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.index("请提供您的订单号。") < done.stdout.index("订单 A12345678：已于5月3日发货")
 
     def test_own_archive_own_orders_and_own_actions(self, bot: Handle, tmp_path: Path) -> None:
         archive = tmp_path / "mine.tar.gz"
