@@ -136,7 +136,7 @@ def check_project(folder: Path) -> None:
 
 
 def project_rows(folder: Path) -> list[Row]:
-    """The NLU examples of a project as rows; ``_example`` keeps the annotated form.
+    """The NLU examples of a project as rows, without the annotations of their entities.
 
     Raises:
         ScenariumError: SCN-6027 (no project, or a file is not YAML).
@@ -147,8 +147,7 @@ def project_rows(folder: Path) -> list[Row]:
         for entry in entries:
             if "intent" in entry:
                 for example in _examples(entry):
-                    text = ANNOTATION.sub(r"\1", example)
-                    rows.append({"text": text, "intent": entry["intent"].partition("/")[0], "_example": example, "_file": str(path)})
+                    rows.append({"text": ANNOTATION.sub(r"\1", example), "intent": entry["intent"].partition("/")[0], "_file": str(path)})
     return rows
 
 
@@ -156,12 +155,12 @@ def copy_project(folder: Path, target: Path, rows: Sequence[Row]) -> None:
     """Copy a project, with ``rows`` as the only examples of its intents: what is held out must not be trained on."""
     check_project(folder)
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns("models", ".rasa", "*.tar.gz", ".git"))
-    kept = {row.get("_example", row["text"]) for row in rows}
+    kept = {row["text"] for row in rows}
     for path, entries in _nlu_files(target):
         document = yaml.safe_load(path.read_text(encoding="utf8"))
         for entry in entries:
             if "intent" in entry:
-                entry["examples"] = "".join(f"- {example}\n" for example in _examples(entry) if example in kept)
+                entry["examples"] = "".join(f"- {example}\n" for example in _examples(entry) if ANNOTATION.sub(r"\1", example) in kept)
         document["nlu"] = [entry for entry in entries if "intent" not in entry or entry["examples"]]
         _yaml(path, **{key: value for key, value in document.items() if key != "version"})
 

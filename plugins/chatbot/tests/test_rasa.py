@@ -278,6 +278,21 @@ class TestRasa:
         finally:
             own.close()
 
+    def test_own_project_is_trained_and_answers(self, tmp_path: Path) -> None:
+        require(ENVIRONMENT)
+        own = handle(tmp_path, f"model.project={Path(__file__).parent / 'table_bot'}")
+        trained = own.train()
+        try:
+            assert trained.became_production
+            assert trained.version.manifest.data_origin == "real"
+            talk = Talk(own, "own")
+            assert talk("what time do you open on sunday")["replies"] == ["From nine to five."]
+            said = talk("a table for 6 please")
+            assert said["replies"] == ["A table for 6, noted."]
+            assert said["slots"] == {"people": "6"}
+        finally:
+            own.close()
+
     def test_an_external_rasa_server(self, bot: Handle, tmp_path: Path) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

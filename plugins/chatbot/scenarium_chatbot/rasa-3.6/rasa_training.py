@@ -29,7 +29,7 @@ class Trainer:
             try:
                 tell({"done": train(Path(project), Path(out), tell)})
             except BaseException as fault:
-                tell({"fault": fault if isinstance(fault, Fault) else Fault("SCN-6022", reason=f"{type(fault).__name__}: {fault}")})
+                tell({"fault": fault if isinstance(fault, Fault) else Fault("SCN-6022", reason=why(fault))})
 
         threading.Thread(target=run, daemon=True).start()
         while True:
@@ -39,6 +39,12 @@ class Trainer:
             if "done" in event:
                 return
             yield event
+
+
+def why(fault: BaseException) -> str:
+    """The fault and what caused it: Rasa's own says only which component failed."""
+    said = f"{type(fault).__name__}: {fault}"
+    return f"{said.rstrip('.')} ({why(fault.__cause__)})" if fault.__cause__ else said
 
 
 def train(project: Path, out: Path, tell: Any) -> None:
