@@ -33,8 +33,6 @@ from tests.gateway.hurtful_pictures import BOMBS, SERVED, gif, png
 pytestmark = pytest.mark.slow
 
 PICTURES, TEXTS = ("image_classification", "defect_detection"), ("fraud_text", "medical_ner")
-SERVED_HERE = (*versions_of_plugins.ROWS, "sentiment")
-"""All installed plugins but chatbot, whose environment takes minutes to install; ``sentiment`` is of transformers_pipeline."""
 CHECKS = (
     "no_fault_of_ours",
     "errors_are_problem_details",
@@ -72,12 +70,10 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def gateway(shared_lab: Any, tmp_path_factory: pytest.TempPathFactory, watch: Path) -> Any:
-    work = tmp_path_factory.mktemp("work")
-    versions_of_plugins.make(shared_lab.store, work)
-    versions_of_plugins.imported(shared_lab.store, work)
+    versions_of_plugins.make(shared_lab.store, tmp_path_factory.mktemp("work"))
     watch.write_text("")  # trainings write checkpoints
     found = shared_lab.start(None, "gateway.body_timeout_s=3", "gateway.grpc_port=0", "scenarios.chatbot.serve.required=false")
-    found.ready(*SERVED_HERE, timeout=120)
+    found.ready(*versions_of_plugins.ROWS, timeout=120)
     return found
 
 
@@ -179,7 +175,7 @@ HURTFUL = (
 
 
 @pytest.mark.usefixtures("cheap")
-@pytest.mark.parametrize("name", SERVED_HERE)
+@pytest.mark.parametrize("name", versions_of_plugins.ROWS)
 def test_json_built_to_hurt(gateway: Any, name: str) -> None:
     url = f"/scenarios/{name}/predict"
     for body in HURTFUL:
@@ -213,7 +209,7 @@ def over_grpc(gateway: Any, model: str, bodies: Iterable[bytes]) -> None:
 
 
 @pytest.mark.usefixtures("cheap")
-@pytest.mark.parametrize("name", SERVED_HERE)
+@pytest.mark.parametrize("name", versions_of_plugins.ROWS)
 def test_json_built_to_hurt_by_the_v2_protocol(gateway: Any, name: str) -> None:
     over_http(gateway, f"{name}.predict", HURTFUL)
     over_grpc(gateway, f"{name}.predict", HURTFUL)
@@ -232,7 +228,7 @@ def test_json_built_to_hurt_a_stream_and_the_protocol_of_openai(gateway: Any) ->
 
 
 @pytest.mark.usefixtures("cheap")
-@pytest.mark.parametrize("name", SERVED_HERE)
+@pytest.mark.parametrize("name", versions_of_plugins.ROWS)
 def test_live_frames_built_to_hurt(gateway: Any, name: str) -> None:
     """Each is answered in its place, and the connection goes on; bytes that are no text come as binary frames, as a picture does."""
     with connect(f"{gateway.url.replace('http', 'ws')}/scenarios/{name}/live", proxy=None, max_size=None) as live:
@@ -421,7 +417,7 @@ def pickled(trace: Path, form: str) -> bytes:
 
 
 @pytest.mark.parametrize("form", ["pickle", "torch.save"])
-@pytest.mark.parametrize("name", SERVED_HERE)
+@pytest.mark.parametrize("name", versions_of_plugins.ROWS)
 def test_a_pickle_in_the_store_is_never_run(gateway: Any, shared_lab: Any, watch: Path, tmp_path: Path, name: str, form: str) -> None:
     """Whoever can write to the store, manifest and hashes included, cannot have code run: a file that should be weights is read as weights alone."""
     store, trace = shared_lab.store, tmp_path / "trace"

@@ -11,10 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scenarium.core.importing import import_pipeline
 from scenarium.core.kit.subject import Subject
-from scenarium.core.registry import Registry
-from scenarium.core.settings import Settings
 from scenarium.core.store import PRODUCTION, Store
 from scenarium.core.types import Row
 
@@ -60,20 +57,3 @@ def make(store: Store, work: Path, *names: str) -> None:
         subject.train(Path(store.root).name, f"runs-{name}", export=False)
         if not store.aliases(name)["aliases"]:  # it is not better than its floor, of course
             store.set_alias(name, PRODUCTION, 1, "test")
-
-
-def imported(store: Store, work: Path, name: str = "sentiment") -> None:
-    """A production version of transformers_pipeline: a model of random weights as its library saves one, imported."""
-    import torch
-    import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    torch.manual_seed(0)
-    shape = {"vocab_size": 3, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 32}
-    transformers.BertForSequenceClassification(transformers.BertConfig(**shape)).save_pretrained(work / name)
-    made = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "word": 2}, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=32, **special).save_pretrained(work / name)
-    registry = Registry(Settings.read(environ={"SCENARIUM_STORE": store.root}))
-    import_pipeline(str(work / name), "text-classification", name, registry, store)
