@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from scenarium.core.cli import run
 from scenarium.core.errors import BadInput, ScenariumError
-from scenarium.core.importing import import_model, sources, triton_entry
+from scenarium.core.importing import import_model, onnx_file, sources, triton_entry
 from scenarium.core.importing.onnx_file import inspect
 from scenarium.core.importing.sources import Given
 from scenarium.core.probe import examine
@@ -270,3 +271,19 @@ def test_the_command_says_what_comes_next(tmp_path: Path, monkeypatch: pytest.Mo
     assert (found["version"], found["production"], found["inputs"]) == (2, False, [{"name": "x", "dtype": "float32", "shape": [2], "pad": 0}])
     assert run(["import", str(tmp_path / "absent.onnx"), "--name", "absent"]) == 1
     assert "SCN-5101" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [
+        ("onnx", lambda folder: onnx_file.place(double(folder / "a.onnx"), folder)),
+        ("onnxruntime", lambda folder: onnx_file.open_session(double(folder / "a.onnx"), "a.onnx")),
+        ("tritonclient.grpc", lambda folder: triton_entry.read(folder, "net")),
+    ],
+)
+def test_a_library_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, call) -> None:
+    (tmp_path / "config.pbtxt").write_text('platform: "onnxruntime_onnx"')
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ScenariumError, match=module) as refused:
+        call(tmp_path)
+    assert refused.value.code == "SCN-5115"

@@ -20,11 +20,11 @@ import yaml
 from click.testing import CliRunner
 from packaging.requirements import Requirement
 
+from scenarium.core import devices
 from scenarium.core.cli import root
 from scenarium.core.errors import ScenariumError
 from scenarium.core.registry import Plugin, Registry
 from scenarium.core.settings import Settings
-from scenarium.gateway import app
 from scenarium.gateway.containers import UID, Options, write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -232,9 +232,9 @@ def test_the_command(tmp_path):
 )
 def test_cores_of_a_cgroup(monkeypatch, tmp_path, text, most):
     (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(app, "CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(devices, "CPU_MAX", tmp_path / "cpu.max")
     own = len(os.sched_getaffinity(0))
-    assert app.cores() == (own if most is None else min(own, most))
+    assert devices.cores() == (own if most is None else min(own, most))
 
 
 # ── a gateway in a container ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scenarium.core import optimising, pipeline, triton_repository
+from scenarium.core import devices, optimising, pipeline, triton_repository
+from scenarium.core.cli.optimize import _print as print_table
+from scenarium.core.engines import openvino_engine
 from scenarium.core.errors import ScenariumError
 from scenarium.core.registry import open_registry
 from scenarium.core.store import Store
@@ -56,8 +59,25 @@ def optimize(folder: Path, *args: str, lang: str = "en") -> subprocess.Completed
     return subprocess.run([CLI, "optimize", NAME, *args], cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+def check_table(text: str, found: optimising.Found) -> None:
+    head, original, *rows, threads = text.splitlines()
+    assert head.split() == ["ENGINE", "PRECISION", "SIZE", "LATENCY", "THROUGHPUT", "accuracy", "CHANGE", "[95", "%]"]
+    pace = r"\d+\.\d MB +\d+\.\d\d ms +\d+\.\d/s \([124]\) +[01]\.\d{4}"
+    assert re.fullmatch(rf"torch +fp32 +{pace} +version 1 *", original)
+    for each, row in zip(found.tried, rows, strict=True):
+        start = rf"{each.way.engine} +{each.way.precision} +"
+        if each.reason:
+            assert re.fullmatch(rf"{start}(- +){{4}}{re.escape(each.reason.en)} *", row)
+            continue
+        change = r"[+-]\d\.\d{4} \[[+-]\d\.\d{4}, [+-]\d\.\d{4}\]"
+        assert re.fullmatch(rf"{start}{pace} +{change}( kept| loses too much)? *", row), row
+        assert ("kept" in row) == (each is found.kept)
+    assert f"{found.original.speed.latency_ms:.2f} ms" in original
+    assert threads.startswith(f"Threads: {devices.cores()}, as many as serving deals to a worker")
+
+
 @pytest.mark.slow
-def test_the_fastest_within_the_allowed_loss_is_served_without_torch(trained, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_within_the_allowed_loss_is_served_without_torch(trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     lab, scenario, _ = trained
     monkeypatch.setattr(optimising, "SECONDS", 0.05)
     found = optimising.optimise(scenario, lab.store, max_drop=0.05)
@@ -69,6 +89,9 @@ def test_the_fastest_within_the_allowed_loss_is_served_without_torch(trained, mo
     assert by_way["onnx", "fp32"].comparison.new_value == found.original.evaluation.metrics["accuracy"]
     assert by_way["onnx", "int8"].size < 0.5 * by_way["onnx", "fp32"].size
     assert found.kept is optimising.fastest(found.original, found.tried, 0.05)
+    capsys.readouterr()
+    print_table(found, 0.05)
+    check_table(capsys.readouterr().out, found)
     manifest = found.version.manifest
     assert (manifest.optimised.source, manifest.optimised.engine) == (1, found.kept.way.setting)
     assert manifest.tags["optimised"].startswith("optimised from version 1: ")
@@ -104,6 +127,20 @@ def test_the_command_reports_and_promotes(trained) -> None:
     assert Store(str(trained[0].store.root)).aliases(NAME)["aliases"]["production"] == told["version"]
 
 
+@pytest.mark.slow
+def test_threads_are_those_that_serving_deals(trained) -> None:
+    import torch
+
+    lab, _, folder = trained
+    for workers in (1, 2, 5):
+        several = open_registry(folder / "scenarios.toml", sets=(f"scenarios.{NAME}.serve.workers={workers}",)).scenario(NAME)
+        assert optimising._share(several, lab.store) == max(1, devices.cores() // workers)
+    before = torch.get_num_threads(), os.environ.get("SCENARIUM_THREADS")
+    with optimising._limited(7):
+        assert (torch.get_num_threads(), os.environ["SCENARIUM_THREADS"]) == (7, "7")
+    assert (torch.get_num_threads(), os.environ.get("SCENARIUM_THREADS")) == before
+
+
 def test_what_cannot_be_optimised_is_refused(trained, tmp_path: Path) -> None:
     lab, scenario, folder = trained
     refused = optimize(folder, "--engine", "onnx", "--precision", "bf16", lang="zh")
@@ -121,7 +158,12 @@ def test_what_cannot_be_optimised_is_refused(trained, tmp_path: Path) -> None:
 def test_a_version_whose_export_was_not_checked_or_without_rows_is_refused(trained, tmp_path: Path) -> None:
     lab, scenario, _ = trained
     store = Store(str(tmp_path / "store"))
-    for changed, code in (({"tags": {"export": "none: it differs"}}, "SCN-6061 .*none: it differs"), ({"data": {}}, "SCN-6062")):
+    other = {**lab.store.manifest(NAME, 1).data, "sha256": "0" * 64}
+    for changed, code in (
+        ({"tags": {"export": "none: it differs"}}, "SCN-6061 .*none: it differs"),
+        ({"data": {}}, "SCN-6062"),
+        ({"data": other}, "SCN-6064 .*changed since"),
+    ):
         with store.draft(NAME) as draft:
             for file in (lab.store.open(NAME, 1).folder).iterdir():
                 if file.name != "manifest.json":
@@ -130,3 +172,11 @@ def test_a_version_whose_export_was_not_checked_or_without_rows_is_refused(train
         store.set_alias(NAME, "production", version.number, "test")
         with pytest.raises(ScenariumError, match=code):
             optimising.optimise(scenario, store)
+
+
+def test_bf16_is_left_out_where_the_processor_has_none(trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, scenario, _ = trained
+    monkeypatch.setattr(openvino_engine, "has_bf16", lambda core=None: False)
+    with pytest.raises(ScenariumError, match="SCN-6065"):
+        optimising._try(scenario, lab.store.open(NAME, 1), optimising.Way("openvino", "bf16"), tmp_path, None, None, None, None)
+    assert not list(tmp_path.iterdir())

@@ -24,6 +24,7 @@ from tritonclient.utils import InferenceServerException
 from scenarium.core import triton_repository
 from scenarium.core.config import Settings
 from scenarium.core.difference import difference
+from scenarium.core.errors import ScenariumError
 from scenarium.core.kit.subject import Subject
 from scenarium.core.registry import Registry
 from scenarium.core.runtime import Runtime
@@ -279,3 +280,9 @@ def test_outputs_are_completed(server, store, tmp_path):
     np.testing.assert_allclose(found, net(torch.from_numpy(ids)).detach().numpy(), atol=1e-6)
     assert (entry / "config.pbtxt").read_text() == SEED
     assert own.stop() == 0
+
+
+def test_a_server_that_ends_at_once_says_why(tmp_path):
+    with pytest.raises(ScenariumError, match="nowhere") as refused:
+        triton.start(tmp_path, tmp_path / "nowhere", "--exit-on-error=true")
+    assert refused.value.code == "SCN-6044"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from scenarium.core.traces import print_fault
@@ -23,6 +24,8 @@ _LOST = (
 )
 """After an error of a kernel every later call in the process fails; see cudaError in NVIDIA's CUDA Runtime API. A driver's own "CUDA error" that
 is none of these is as little worth trying again in the same process."""
+
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 class DeviceMemory(NamedTuple):
@@ -45,6 +48,23 @@ def memory_of(model: Any) -> DeviceMemory | None:
         leave_if_lost(fault)
         return None
     return found
+
+
+def cores() -> int:
+    """Cores that this process may use: its affinity and its cgroup's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CPU_MAX.read_text().split()
+        if quota != "max":
+            count = min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError, ZeroDivisionError):
+        pass
+    return count
+
+
+def share(workers: int) -> int:
+    """Threads of each of so many workers that are busy at once."""
+    return max(1, cores() // max(1, workers))
 
 
 def choose(wanted: str) -> str:

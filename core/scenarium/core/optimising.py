@@ -12,8 +12,10 @@ import json
 import os
 import shutil
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
@@ -22,17 +24,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scenarium.core import acceptance, compare, exports
+from scenarium.core import acceptance, compare, devices, exports
 from scenarium.core.engines import extra
 from scenarium.core.errors import ScenariumError, Words
 from scenarium.core.manifest import Manifest, Optimised
 from scenarium.core.progress import Progress
 from scenarium.core.quantising import quantise
-from scenarium.core.registry import Scenario
+from scenarium.core.registry import Registry, Scenario
 from scenarium.core.runtime import STATE, Runtime
-from scenarium.core.store import MANIFEST, Store, Version
+from scenarium.core.store import MANIFEST, PRODUCTION, Store, Version
 from scenarium.core.triton_repository import CHECKED
 from scenarium.core.types import Batch, Data, Evaluation, Row
+from scenarium.core.workers import process
 
 CALIBRATION = 200
 """Training rows, drawn at random, from which int8 takes its scales."""
@@ -103,6 +106,8 @@ class Found:
 
     source: Version
     original: Tried
+    threads: int
+    """With how many each was measured: as many as serving deals to a worker of the scenario."""
     tried: list[Tried] = field(default_factory=list)
     kept: Tried | None = None
     """The fastest within the allowed loss; None: none is faster than the original."""
@@ -117,7 +122,7 @@ def optimise(
     A production version that was optimised itself is optimised anew from the version that it was made from.
 
     Raises:
-        ScenariumError: SCN-6061 (no checked export), SCN-6062 (no held-out rows), SCN-6063 (no such way), SCN-5007 (its data changed), SCN-5001.
+        ScenariumError: SCN-6061 (no checked export), SCN-6062 (no held-out rows), SCN-6063 (no such way), SCN-6064 (its data changed), SCN-5001.
     """
     progress = progress or Progress()
     ways = [way for way in WAYS if engine in (None, way.engine) and precision in (None, way.precision)]
@@ -125,14 +130,16 @@ def optimise(
         raise ScenariumError("SCN-6063", engine=engine or "-", precision=precision or "-", known=", ".join(f"{way.engine} {way.precision}" for way in WAYS))
     source = _source(scenario, store)
     data = _data(scenario, source, progress)
-    with store.draft(scenario.name) as scratch:
+    threads = scenario.config.serve.threads or _share(scenario, store)
+    progress.note(f"each with {threads} thread{'s' * (threads > 1)}, as serving deals to a worker")
+    with store.draft(scenario.name) as scratch, _limited(threads):
         runtime = Runtime.open(scenario, source.folder, source.manifest)
         try:
             progress.note(f"version {source.number} as it is served now ({runtime.scenario.config.serve.engine})")
             evaluation = _evaluate(runtime, data)
             rows = evaluation.rows or data.test
             served = Way(runtime.scenario.config.serve.engine, "fp32")
-            found = Found(source, Tried(served, _size(source.folder, served), speed_of(runtime, rows), evaluation=evaluation))
+            found = Found(source, Tried(served, _size(source.folder, served), speed_of(runtime, rows), evaluation=evaluation), threads)
             samples = _samples(runtime, data.train)
         finally:
             runtime.close()
@@ -146,6 +153,33 @@ def optimise(
         if found.kept:
             found.version = _commit(scenario, store, source, found.kept, scratch)
     return found
+
+
+def _share(scenario: Scenario, store: Store) -> int:
+    """Threads of one worker when every scenario that has a production version is busy, as a gateway on this machine and store deals them."""
+    registry, workers = Registry(scenario.settings), 0
+    for name in registry.names():
+        with suppress(ScenariumError):  # another scenario's settings are wrong, so it is not served
+            workers += registry.serve_config(name).workers if PRODUCTION in store.aliases(name)["aliases"] else 0
+    return devices.share(workers)
+
+
+@contextmanager
+def _limited(threads: int) -> Iterator[None]:
+    """The libraries' pools as in a worker with so many threads."""
+    torch = sys.modules.get("torch")
+    had = torch.get_num_threads() if torch else 0
+    before = {name: os.environ.get(name) for name in process.THREADS}
+    process.set_threads(threads)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        if torch:
+            torch.set_num_threads(had)
 
 
 def fastest(original: Tried, tried: Sequence[Tried], max_drop: float) -> Tried | None:

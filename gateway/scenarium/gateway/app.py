@@ -6,13 +6,13 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Mount
 
+from scenarium.core import devices
 from scenarium.core.config import GatewayConfig, ServeConfig
 from scenarium.core.errors import ScenariumError
 from scenarium.core.registry import Registry
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 PREFIX = "/scenarios/"
 MODELS = "/v2/models/"
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 POLL_S = 1.0
 """How often aliases are read: a promoted version is noticed within 5 s even where the store is slow."""
 
@@ -122,7 +121,7 @@ class Gateway:
         numbers = await asyncio.to_thread(self._numbers)
         busy = sum(service.config.workers for name, service in self.services.items() if numbers[name] is not None)
         for service in self.services.values():
-            service.share = max(1, cores() // max(1, busy))
+            service.share = devices.share(busy)
         await asyncio.to_thread(self._preload, numbers)
         self.spawn(self._load(numbers))
         self.spawn(self._poll())
@@ -235,18 +234,6 @@ class Gateway:
                 if service and number is not None and number != service.tried and service.wrong is None:
                     self.spawn(service.load(number))
                 self.rollouts.follow(name, at)
-
-
-def cores() -> int:
-    """Cores that this process may use: its affinity and its cgroup's quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = CPU_MAX.read_text().split()
-        if quota != "max":
-            count = min(count, max(1, int(quota) // int(period)))
-    except (OSError, ValueError, ZeroDivisionError):
-        pass
-    return count
 
 
 class App(Starlette):

@@ -87,6 +87,12 @@ def _print(found: Found, max_drop: float) -> None:
         mark = base.say(" kept", " 保留") if each is found.kept else base.say(" loses too much", " 损失过大") if not each.within(max_drop) else ""
         rows.append([*_pace(each), f"{each.comparison.new_value:.4f}", f"{each.comparison.difference:+.4f}{spread}{mark}"])
     base.print_table(heads, rows)
+    click.echo(
+        base.say(
+            f"Threads: {found.threads}, as many as serving deals to a worker (serve.threads sets another number).",
+            f"线程数：{found.threads}，与提供服务时分给一个 worker 的线程数相同（可用 serve.threads 另行设置）。",
+        )
+    )
     if found.kept is None:
         click.echo(base.say("Nothing is faster than the version as it is served within the allowed loss.", "在允许的损失范围内，没有比当前版本更快的方式。"))
 
@@ -116,6 +122,7 @@ def _plain(name: str, found: Found, max_drop: float, promoted: bool) -> dict[str
         "source": found.source.number,
         "metric": metric,
         "max_drop": max_drop,
+        "threads": found.threads,
         "original": row(found.original),
         "tried": [row(each) for each in found.tried],
         "version": found.version.number if found.version else None,

@@ -113,7 +113,8 @@ def container(models: str, http: int, grpc: int, metrics: int) -> str:
 def ended(log: Path) -> ScenariumError:
     """The error of a server that ended, with its last word."""
     lines = log.read_text(encoding="utf8", errors="replace").splitlines()
-    return ScenariumError("SCN-6044", log=log, last=next((line for line in reversed(lines) if line[:1] == "E"), lines[-1] if lines else "-"))
+    told = [line for line in lines if line.startswith("error:")] or [line for line in lines if line[:1] == "E"] or lines or ["-"]
+    return ScenariumError("SCN-6044", log=log, last=told[-1])
 
 
 class Server:

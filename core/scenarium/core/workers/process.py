@@ -28,6 +28,9 @@ from scenarium.core.workers import frames, group
 from scenarium.core.workers.spans import Spans
 from scenarium.core.workers.worker import Worker
 
+THREADS = ("SCENARIUM_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS")
+"""The variables from which our engines, torch and tokenizers take the size of their pools."""
+
 
 def serve(sock: socket.socket, alone: bool = True) -> None:
     """Be the worker of ``sock`` until it is drained. ``alone``: the process has no other."""
@@ -100,7 +103,7 @@ def json_fault(fault: BaseException, name: str) -> bytes:
 
 def set_threads(threads: int) -> None:
     """Limit the pools of the libraries that this process has imported or will import."""
-    os.environ["SCENARIUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ.update(dict.fromkeys(THREADS, str(threads)))
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(threads)
 
