@@ -420,7 +420,7 @@ def test_an_entry_is_exported_whole(store: Store, tmp_path: Path) -> None:
     commit(store, inputs=INPUTS, outputs=OUTPUTS, exports=["model.onnx"], tags={"export": "none: it does not export"})
     out = tmp_path / "repository"
     for _ in range(2):  # one that is there is replaced
-        folder = triton_repository.export(store, "shop", 1, out)
+        folder, _ = triton_repository.export(store, "shop", 1, out)
         assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == {
             "shop/config.pbtxt",
             "shop/1/model.onnx",

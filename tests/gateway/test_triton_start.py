@@ -26,15 +26,18 @@ from scenarium.core.config import Settings
 from scenarium.core.difference import difference
 from scenarium.core.errors import ScenariumError
 from scenarium.core.kit.subject import Subject
-from scenarium.core.registry import Registry
+from scenarium.core.registry import Registry, Scenario
 from scenarium.core.runtime import Runtime
 from scenarium.core.store import PRODUCTION
+from scenarium.core.tensors import DATATYPES
 from tests.gateway import triton, versions_of_plugins
 from tests.gateway.conftest import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(triton.missing() is not None, reason=str(triton.missing()))]
 
 NAMES = ("image_classification", "fraud_text", "medical_ner")
+SCENARIOS: dict[str, Scenario] = {}
+"""Those that know the rows which the versions were trained on."""
 SEED = """name: "bert-base"
 platform: "pytorch_libtorch"
 max_batch_size: 32
@@ -81,6 +84,14 @@ class Command:
         return status
 
 
+def command(store, *words: object) -> str:
+    """What a command prints."""
+    environ = os.environ | {"SCENARIUM_STORE": store.root, "SCENARIUM_TRITON_ENV": str(triton.FOLDER), "SCENARIUM_LANG": "en"}
+    done = subprocess.run([sys.executable, "-m", "scenarium.core.cli", *map(str, words)], stdout=subprocess.PIPE, text=True, env=environ)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def store(shared_lab, tmp_path_factory):
     """A production version of each, with its export."""
@@ -92,6 +103,7 @@ def store(shared_lab, tmp_path_factory):
         subject.work = Path(found.root).parent
         subject.train(Path(found.root).name, f"runs-{name}")
         found.set_alias(name, PRODUCTION, 1, "test")  # it is not better than its floor, of course
+        SCENARIOS[name] = subject.scenario
     return found
 
 
@@ -253,7 +265,7 @@ def test_what_is_no_tensor_function_answers_in_triton_as_in_the_gateway(store, s
         assert answering(store) != [pid]
 
 
-def test_outputs_are_completed(server, store, tmp_path):
+def test_exports_and_an_entry_without_outputs_are_loaded_and_completed(server, store, tmp_path):
     import torch
 
     class Net(torch.nn.Module):
@@ -270,6 +282,10 @@ def test_outputs_are_completed(server, store, tmp_path):
     (entry / "config.pbtxt").write_text(SEED)
     with pytest.warns(FutureWarning, match="deprecated"):
         torch.jit.trace(net, torch.zeros(2, 7, dtype=torch.long)).save(entry / "1" / "model.pt")
+    done = command(store, "export", "medical_ner", "--out", entry.parent)
+    assert done == f"{entry.parent / 'medical_ner'}\n"
+    _, told = triton_repository.export(store, "fraud_text", 1, entry.parent, SCENARIOS["fraud_text"])
+    assert re.search(r"held-out rows: \S+ absolute, \S+ relative", told), told
     own = Command(store.root, f"--models={entry.parent}")
     own.wait("bert-base: loaded")
     assert own.lines[1:3] == ["bert-base: has no outputs; added from the model", 'output [ { name: "OUTPUT__0" data_type: TYPE_FP32 dims: [4] } ]']
@@ -279,7 +295,20 @@ def test_outputs_are_completed(server, store, tmp_path):
     found = own.client.infer("bert-base", [asked]).as_numpy("OUTPUT__0")
     np.testing.assert_allclose(found, net(torch.from_numpy(ids)).detach().numpy(), atol=1e-6)
     assert (entry / "config.pbtxt").read_text() == SEED
+    own.wait("medical_ner: loaded")
+    own.wait("fraud_text: loaded")
+    ours = runtime(store, "fraud_text", 1, "torch")
+    batch = {spec.name: np.ones((2, *(9 if axis == -1 else axis for axis in spec.shape)), spec.dtype) for spec in ours.signature.inputs}
+    asked = [tritonclient.grpc.InferInput(name, array.shape, DATATYPES[array.dtype.name]) for name, array in batch.items()]
+    for each, array in zip(asked, batch.values(), strict=True):
+        each.set_data_from_numpy(array)
+    answer = own.client.infer("fraud_text", asked)
+    assert "model.pt" in [path.name for path in (entry.parent / "fraud_text" / "1").iterdir()]
+    assert not difference(ours.model(batch), {spec.name: answer.as_numpy(f"{spec.name}__{n}") for n, spec in enumerate(ours.signature.outputs)}, 1e-4)
     assert own.stop() == 0
+    assert 'bert-base: has no outputs; added from the model\noutput [ { name: "OUTPUT__0"' in command(store, "triton", "check", entry.parent, "--write")
+    assert command(store, "triton", "check", entry.parent) == "bert-base: complete\nfraud_text: complete\nmedical_ner: complete\n"
+    assert "--model-repository=/models" in command(store, "triton", "start", "--print", "--models", entry.parent)
 
 
 def test_a_server_that_ends_at_once_says_why(tmp_path):

@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING, Any
 from scenarium.core.errors import ScenariumError
 from scenarium.core.manifest import Manifest
 from scenarium.core.triton.configuration import configuration
+from scenarium.core.triton.configuration import torchscript as of_torchscript
 
 if TYPE_CHECKING:
+    from scenarium.core.registry import Scenario
     from scenarium.core.store import Store
 
 EXPORT = "model.onnx"
@@ -47,18 +49,22 @@ def root(store: Store) -> str:
     return f"{store.root}/models"
 
 
-def export(store: Store, name: str, ref: str | int, out: Path) -> Path:
-    """Copy a version as an entry of a Triton repository into ``out``. Its folder, which replaces an entry that is there.
+def export(store: Store, name: str, ref: str | int, out: Path, scenario: Scenario | None = None) -> tuple[Path, str]:
+    """Copy a version as an entry of a Triton repository into ``out``. Its folder, which replaces an entry that is there, and what was measured of the export.
+
+    With ``scenario`` the entry is TorchScript, traced and compared now; else it is the checked ONNX export.
 
     It is self-contained, except that of a scenario that is no tensor function, which names store and interpreter.
 
     Raises:
         ScenariumError: SCN-5017 (it has no checked export), SCN-5018 (something else is there), SCN-5008 (``out`` cannot be written), SCN-5001,
-            SCN-5002, SCN-5004, SCN-5010.
+            SCN-5002, SCN-5004, SCN-5010; with ``scenario`` as ``scenarium.core.torchscript``.
     """
+    from scenarium.core import torchscript
+
     version = store.open(name, ref)
     manifest = version.manifest
-    if not _servable(manifest):
+    if scenario is None and not _servable(manifest):
         raise ScenariumError("SCN-5017", name=name, version=version.number, reason=manifest.tags.get("export", "none"))
     folder = out / name
     if folder.exists() and not (folder / CONFIG).is_file():
@@ -66,16 +72,21 @@ def export(store: Store, name: str, ref: str | int, out: Path) -> Path:
     made = out / f".{name}.{uuid.uuid4().hex}"
     try:
         (made / str(version.number)).mkdir(parents=True)
-        for file, source in _files(manifest, version.folder).items():
-            shutil.copy2(source, made / str(version.number) / file)
-        (made / CONFIG).write_text(configuration(name, {version.number: manifest}, _place(store)), encoding="utf8")
+        if scenario:
+            told = torchscript.write(scenario, version, made / str(version.number) / torchscript.FILE)
+            text = of_torchscript(name, manifest)
+        else:
+            for file, source in _files(manifest, version.folder).items():
+                shutil.copy2(source, made / str(version.number) / file)
+            told, text = manifest.tags.get("parity", ""), configuration(name, {version.number: manifest}, _place(store))
+        (made / CONFIG).write_text(text, encoding="utf8")
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(made, folder)
     except OSError as fault:
         raise ScenariumError("SCN-5008", file=folder, name=name, reason=str(fault)) from fault
     finally:
         shutil.rmtree(made, ignore_errors=True)
-    return folder
+    return folder, told
 
 
 def _servable(manifest: Manifest) -> bool:

@@ -157,7 +157,7 @@ def stop(name: str, promote: bool, as_json: bool) -> None:
         english = f"{name}: production is version {running.version}" if promote else f"{name}: the rollout of version {running.version} is stopped"
         chinese = f"{name}：生产版本现为 {running.version}" if promote else f"{name}：版本 {running.version} 的灰度发布已停止"
         click.secho(base.say(english, chinese), fg="green")
-    base.change_over()
+    base.change_over(name)
 
 
 @base.command(

@@ -185,11 +185,12 @@ def note(en: str, zh: str) -> None:
     click.secho(say(en, zh), err=True, dim=True)
 
 
-def change_over() -> None:
-    """Wait until Triton's repository needs nothing more of this process, after an alias was set."""
+def change_over(name: str) -> None:
+    """After an alias was set: where gateways ask Triton, wait until its repository needs nothing more of this process."""
     from scenarium.core import triton_repository
 
-    if triton_repository.pending():
+    engine = registry().settings.table("scenarios", name, "serve").get("engine")
+    if engine == "triton" and triton_repository.pending():
         seconds = round(triton_repository.HOLD_S)
         note(f"models/ keeps the version before for {seconds} s, until gateways have changed over", f"models/ 将上一个版本保留 {seconds} 秒，等待网关完成切换")
         triton_repository.finish()

@@ -114,7 +114,7 @@ def promote(name: str, ref: str, alias: str, force: bool, reason: str | None, as
         if comparison:
             click.echo(comparison.text())
         click.secho(base.say(f"{name}: {alias} is version {number}", f"{name}：{alias} 现为版本 {number}"), fg="green")
-    base.change_over()
+    base.change_over(name)
 
 
 @base.command(
@@ -137,7 +137,7 @@ def rollback(name: str, number: int | None, alias: str, reason: str, as_json: bo
         base.print_json({"scenario": name, "alias": alias, "from": before, "version": after})
     else:
         click.secho(base.say(f"{name}: {alias} is version {after} (was {before})", f"{name}：{alias} 现为版本 {after}（原为 {before}）"), fg="green")
-    base.change_over()
+    base.change_over(name)
 
 
 @base.command(
@@ -165,19 +165,19 @@ def prune(name: str, keep: int, dry_run: bool, as_json: bool) -> None:
 
 @base.command(
     "export",
-    en="Copy a version as an entry of a Triton model repository: config.pbtxt and the checked ONNX export.",
-    zh="将一个版本复制为 Triton 模型仓库的条目：config.pbtxt 与已校验的 ONNX 导出。",
-    examples=("scenarium export fraud_text --out ./model_repository", "scenarium export fraud_text --version 3 --out ./model_repository"),
+    en="Copy a version as an entry of a Triton model repository: config.pbtxt and the checked ONNX export, or TorchScript that is traced and checked now.",
+    zh="将一个版本复制为 Triton 模型仓库的条目：config.pbtxt 与已校验的 ONNX 导出，或当场追踪并校验的 TorchScript。",
+    examples=("scenarium export fraud_text --out ./model_repository", "scenarium export fraud_text --format torchscript --out ./model_repository"),
 )
 @base.scenario_argument()
 @base.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", en="The repository.", zh="模型仓库的目录。")
 @base.option("--version", "ref", default="production", metavar="REF", en="A number, an alias or latest.", zh="版本号、别名或 latest。")
-def export(name: str, out: Path, ref: str) -> None:
+@base.option("--format", "form", type=click.Choice(["onnx", "torchscript"]), default="onnx", show_default=True, en="The model's file.", zh="模型文件的格式。")
+def export(name: str, out: Path, ref: str, form: str) -> None:
     """Copy, and say what was measured when it was exported."""
     from scenarium.core import triton_repository
 
-    store = _store()
-    folder = triton_repository.export(store, name, ref, out)
+    folder, told = triton_repository.export(_store(), name, ref, out, base.registry().scenario(name) if form == "torchscript" else None)
     click.echo(folder)
-    if told := store.manifest(name, store.resolve(name, ref)).tags.get("parity"):
+    if told:
         base.note(told, told)

@@ -31,15 +31,17 @@ def open_onnx(path: str, inputs: list[str], outputs: list[str]) -> Run:
 
 
 def open_torch(path: str, inputs: list[str], outputs: list[str]) -> Run:
-    """The same for TorchScript, whose inputs have the order of the configuration."""
+    """The same for TorchScript: by the names of forward's own arguments, else in the order of the configuration."""
     import torch
 
     torch.set_num_threads(THREADS)
     module = torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+    named = [each.name for each in module.forward.schema.arguments[1:]]
+    order = [inputs.index(name) for name in named] if set(named) == set(inputs) else range(len(inputs))
 
     def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():
-            found = module(*(torch.from_numpy(array) for array in arrays))
+            found = module(*(torch.from_numpy(arrays[place]) for place in order))
         return [tensor.numpy() for tensor in (found if isinstance(found, (tuple, list)) else (found,))]
 
     return run

@@ -9,10 +9,18 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from scenarium.core.manifest import Manifest
 from scenarium.core.tensors import DATATYPES
 from scenarium.core.types import TensorSpec
+
+
+def torchscript(name: str, manifest: Manifest) -> str:
+    """``config.pbtxt`` of a version as TorchScript, whose outputs Triton's pytorch backend knows by their place in the name; inputs by forward's own names."""
+    outputs = [replace(spec, name=f"{spec.name}__{place}") for place, spec in enumerate(manifest.outputs)]
+    text = configuration(name, {manifest.version: manifest.model_copy(update={"outputs": outputs})}, "")
+    return text.replace('platform: "onnxruntime_onnx"', 'platform: "pytorch_libtorch"', 1)
 
 
 def configuration(name: str, served: dict[int, Manifest], store: str) -> str:

@@ -101,12 +101,13 @@ def assemble(target: Path, server: Path) -> Path:
 
 
 def container(models: str, http: int, grpc: int, metrics: int) -> str:
-    """The command for the container, the normal case. ``models`` is a local folder, or a bucket that Triton reads (``s3://…``, ``gs://…``, ``as://…``)."""
+    """The command for the container, the normal case. It polls, since in explicit mode nobody would tell it of a rollback; a model that it cannot load (of the
+    python backend, where the image lacks the interpreter) harms no other. ``models`` is a local folder, or a bucket that Triton reads (``s3://…``, ``gs://…``, ``as://…``)."""
     local = "://" not in models
     mount = f" -v {Path(models).absolute()}:/models:ro" if local else ""
     return (
         f"docker run --rm --ipc=host -p {http}:8000 -p {grpc}:8001 -p {metrics}:8002{mount} {IMAGE} tritonserver "
-        f"--model-repository={'/models' if local else models} --model-control-mode=poll --repository-poll-secs=1"
+        f"--model-repository={'/models' if local else models} --model-control-mode=poll --repository-poll-secs=1 --exit-on-error=false"
     )
 
 
