@@ -58,7 +58,8 @@ def test_the_first_above_its_floor_then_promote_and_rollback(store: Store) -> No
     assert compare.rollback(store, "pebbles") == (2, 3)
     assert time.monotonic() - began < 1
     assert production(store) == 3
-    assert "versions: [ 3 ]" in (Path(triton_repository.root(store)) / "pebbles" / "config.pbtxt").read_text(encoding="utf8")
+    # Gateways may still ask for the versions before; whoever names none gets the highest.
+    assert ", 3 ] }" in (Path(triton_repository.root(store)) / "pebbles" / "config.pbtxt").read_text(encoding="utf8")
     with pytest.raises(ScenariumError, match=r"SCN-5001"):
         compare.rollback(store, "pebbles", 77)
 
