@@ -237,9 +237,9 @@ def _derive_local(store: Store, name: str, folder: str, served: dict[int, Manife
         for number, manifest in served.items():
             if begun and _whole(target / str(number), manifest):
                 continue
-            version = store.open(name, number)
+            checked = store.open(name, number).folder if manifest.inputs else Path()  # the python backend's process checks what it loads
             (made / str(number)).mkdir()
-            for file, source in _files(manifest, version.folder).items():
+            for file, source in _files(manifest, checked).items():
                 _link(source, made / str(number) / file)
         (made / CONFIG).write_text(configuration(name, served, _place(store)), encoding="utf8")
         if not begun:
