@@ -193,3 +193,17 @@ def test_nothing_is_wider_than_a_telephone(tmp_path):
     found = re.search(r"<title>(\d+) of (\d+)</title>", shown)
     assert found is not None, shown[:500]
     assert int(found[1]) <= int(found[2]) == 390
+
+
+def test_a_training_is_not_lost_where_nothing_draws():
+    def lacks(name):
+        def draw():
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        return draw
+
+    (told,) = report.plots(lacks("matplotlib.figure"))
+    assert 'pip install "scenarium[report]"' in told.html
+    assert "matplotlib.figure" in told.html
+    with pytest.raises(ModuleNotFoundError):  # the plugin's own fault
+        report.plots(lacks("its_own"))

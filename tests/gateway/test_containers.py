@@ -244,9 +244,9 @@ set -e
 root=$1; store=$2; uid=$3; shift 3
 mount -t tmpfs -o mode=755,size=1m tmpfs "$root"
 bind() { mkdir -p "$root$2"; mount --rbind "$1" "$root$2"; mount -o remount,bind,ro "$root$2"; }
-for folder in $SHOWN; do [ -e "$folder" ] && bind "$folder" "$folder"; done
 mkdir "$root/tmp" "$root/data" "$root/proc" "$root/dev" "$root/sys"
 mount -t tmpfs -o size=64m,mode=1777 tmpfs "$root/tmp"
+for folder in $SHOWN; do [ -e "$folder" ] && bind "$folder" "$folder"; done
 bind "$store" "$store"
 mount -t tmpfs -o size=64m,mode=700,uid="$uid",gid="$uid" tmpfs "$root/data"
 mount -t tmpfs -o size=1m,mode=755 tmpfs "$root/sys"

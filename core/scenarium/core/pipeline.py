@@ -118,7 +118,7 @@ def _measure(run: Run, data: Data, store: Store, tags: dict[str, str]) -> Manife
         answer = runtime.predict([sample])[0]
         if isinstance(answer, Exception):
             raise answer
-        figures = hook.report(config=config, rows=evaluation.rows, answers=evaluation.answers)
+        figures = report.plots(lambda: hook.report(config=config, rows=evaluation.rows, answers=evaluation.answers))
         tags = {**tags, **exports.write(run, runtime, evaluation.rows)}
     finally:
         runtime.close()

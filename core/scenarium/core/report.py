@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,21 @@ _CURVES: tuple[tuple[str, tuple[str, ...], dict[str, str]], ...] = (
     ("learning rate / 学习率", ("lr",), {}),
     ("samples per second / 每秒样本数", ("samples_per_s",), {}),
 )
+
+
+DRAWING = ("matplotlib", "fontTools", "sklearn")
+"""What the extra ``report`` brings."""
+
+
+def plots(draw: Callable[[], Sequence[Figure]]) -> Sequence[Figure]:
+    """The domain's plots; where the packages that draw them are not installed, a line that says so in their place: a training is not lost for its report."""
+    try:
+        return draw()
+    except ModuleNotFoundError as fault:
+        if fault.name is None or fault.name.partition(".")[0] not in DRAWING:
+            raise
+        command = '<code>pip install "scenarium[report]"</code>'
+        return [Figure("Plots / 图表", f"<p class=faint>Plots are drawn where {fault.name} is installed / 安装 {fault.name} 后才有图表: {command}</p>")]
 
 
 def write(path: Path, manifest: Manifest, curves: Curves, figures: Sequence[Figure]) -> None:
