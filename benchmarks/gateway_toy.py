@@ -2,8 +2,9 @@
 
 FastAPI + pydantic runs the model in the handler of one process. The alternatives batch (32 at most) and live in environments of their own
 (``benchmarks.peers``). MLServer, BentoML and Ray Serve run in turn beside us alone, since what they do when idle would fall on the others.
-Ours has everything on: key, rate, quota, metrics, ids, deadlines. Every server gets the same headers. At the end the load itself: the
-requests a second that ``wrk`` makes of a server that parses nothing.
+Ours has everything on: key, rate, quota, metrics, ids, deadlines. Every server gets the same headers. At the end two figures of the machine:
+the requests a second that ``wrk`` makes of a server that parses nothing, and how long a bare message takes to another process and back, which
+is the least that an answer from a worker can cost over one from the same process.
 
     python -m benchmarks.gateway_toy [--rounds 5] [--seconds 3]
 """
@@ -11,8 +12,11 @@ requests a second that ``wrk`` makes of a server that parses nothing.
 from __future__ import annotations
 
 import argparse
+import socket
 import statistics
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ ROWS = load.json_body({"features": [FEATURES]})
 V2 = load.json_body({"inputs": [{"name": "features", "shape": [1, 64], "datatype": "FP32", "data": FEATURES}]})
 MARKS = {"FastAPI": (1.2, 1.6), "LitServe": (5, 8), "MLServer": (5, 8), "BentoML": (15, 25), "Ray Serve": (15, 30)}
 CLIENTS = 32
+ECHO = "import socket, sys; s = socket.socket(fileno=int(sys.argv[1]))\nwhile data := s.recv(65536): s.sendall(data)"
 
 
 def right(answer: Any) -> bool:
@@ -67,7 +72,7 @@ def figures(rounds: int = 5, seconds: float = 3, comparisons: int | None = None)
             for peer in group:
                 made += throughput(found, peer.name, seconds, shown=first or peer is not group[0])
         made.append(ceiling(headers))
-    return made
+    return [*made, results.figure("toy model, p50 at one client: a bare message to another process and back", round_trip(), "µs", "lower")]
 
 
 def latency(found: load.Found) -> list[results.Figure]:
@@ -95,6 +100,24 @@ def ceiling(headers: dict[str, str]) -> results.Figure:
     with load.running([bare], BODY, right, headers) as servers:
         most = max(load.wrk(servers["ceiling"], CLIENTS, 2, headers).per_second for _ in range(3))
     return results.figure("toy model, requests/s at 32 clients: most that the load can ask for", most, "1/s", "higher")
+
+
+def round_trip(messages: int = 3000, pause_s: float = 0.0003) -> float:
+    """Median microseconds of a message over a socket pair to a process that sends it back, with other work between two of them."""
+    ours, other = socket.socketpair()
+    child = subprocess.Popen([sys.executable, "-c", ECHO, str(other.fileno())], pass_fds=[other.fileno()])
+    other.close()
+    took = []
+    for _ in range(messages):
+        began = time.perf_counter()
+        ours.sendall(BODY)
+        ours.recv(65_536)
+        took.append(time.perf_counter() - began)
+        while time.perf_counter() - began < took[-1] + pause_s:
+            pass
+    ours.close()
+    child.wait()
+    return statistics.median(took) * 1e6
 
 
 def main() -> None:
