@@ -75,12 +75,27 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _ticks() -> tuple[int, int]:
+    """Processor time so far that a host took from this virtual machine, and all of it; zeros where the system does not tell."""
+    stat = Path("/proc/stat")
+    if not stat.is_file():
+        return 0, 0
+    counts = [int(each) for each in stat.read_text().split("\n", 1)[0].split()[1:9]]
+    return counts[7], sum(counts)
+
+
+_BEGAN = _ticks()
+
+
 def machine() -> dict[str, Any]:
-    """The processor's name, cores of this process, and the operating system."""
+    """The processor's name, cores of this process, the operating system, and what share of the processors' time since this module was imported
+    the machine's host gave to others: such pauses are in every latency."""
     info = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": names[0] if names else platform.processor(), "cores": cores, "system": f"{platform.system()} {platform.release()}"}
+    stolen, all_ = (after - before for after, before in zip(_ticks(), _BEGAN, strict=True))
+    about = {"processor": names[0] if names else platform.processor(), "cores": cores, "system": f"{platform.system()} {platform.release()}"}
+    return about | {"stolen": f"{100 * stolen / max(all_, 1):.1f} %"}
 
 
 def _save(path: Path, found: Sequence[Figure]) -> None:
