@@ -5,7 +5,8 @@
 Four scenarios answer single requests, batches, streams and jobs, with priorities, deadlines and clients that leave (``mixed_load``). The
 faults (``faults``) come from a seeded schedule: each kind in turn, the order drawn anew each time. Store, jobs, keys and audit log lie on
 a small file system of their own, so that the full disk is one: the program starts itself again in a mount namespace (Linux, root). Where
-that is not possible the gateway's files get a limit (RLIMIT_FSIZE) instead, and the first line says so.
+that is not possible the gateway's files get a limit (RLIMIT_FSIZE) instead, and the first line says so. Without an audit log small predictions
+are answered by their connections (``scenarium.gateway.direct``), with one by ASGI: ``--no-audit`` tries the other way.
 """
 
 from __future__ import annotations
@@ -51,8 +52,10 @@ class Sample(NamedTuple):
 class Watch:
     """Samples of memory (PSS) and open files, and every process that was ever seen."""
 
-    def __init__(self, gateway: GatewayProcess) -> None:
+    def __init__(self, gateway: GatewayProcess, audit: bool) -> None:
         self.gateway = gateway
+        self.audit = audit
+        """Whether the gateway keeps an audit log."""
         self.samples: list[Sample] = []
         self.pids: set[int] = set()
 
@@ -105,7 +108,7 @@ def own_disk() -> None:
 
 async def measure(lab: Lab, gateway: GatewayProcess, disk: Path | None, options: argparse.Namespace) -> tuple[Load, Faults, Watch]:
     """The load, the faults and the look at the processes, together."""
-    load, watch = Load(gateway.url, list(WORKERS), options.seed), Watch(gateway)
+    load, watch = Load(gateway.url, list(WORKERS), options.seed), Watch(gateway, options.audit)
     faults = Faults(lab, gateway, load, disk, options.seed)
     began = time.monotonic()
 
@@ -124,14 +127,14 @@ async def measure(lab: Lab, gateway: GatewayProcess, disk: Path | None, options:
     return load, faults, watch
 
 
-def start(lab: Lab) -> GatewayProcess:
+def start(lab: Lab, audit: bool) -> GatewayProcess:
     """The gateway, with a memory budget that holds one of the spare scenarios."""
     for name in WORKERS:
         settings = {"model.pure": name != IMPURE, **({"model.concurrency": 8} if name == "talks" else {})}
         for answer in ("first", "second", "third"):
             lab.publish(name, "unit", settings | {"model.answer": answer})
     counts = [f"scenarios.{name}.serve.workers={count}" for name, count in WORKERS.items() if count > 1]
-    sets = [*SETTINGS, *counts, f"gateway.audit={lab.folder / 'audit.jsonl'}"]
+    sets = [*SETTINGS, *counts, *([f"gateway.audit={lab.folder / 'audit.jsonl'}"] if audit else [])]
     plugins = {"unit": "unit", "heavy": "heavy"}
     first = lab.start(plugins, *sets)
     first.ready(*WORKERS)
@@ -159,7 +162,7 @@ def report(load: Load, faults: Faults, watch: Watch, seconds: float, left: int |
         print(f"\n{title}: {len(found)}", *found[:20], sep="\n  ")
     killed = Counter(event["reason"] for event in watch.gateway.events if event["event"] == "worker_killed")
     print("\nworkers that the gateway killed:", dict(killed))
-    name = f"gateway: {seconds / 60:.3g} minutes of mixed faults"
+    name = f"gateway: {seconds / 60:.3g} minutes of mixed faults{'' if watch.audit else ', no audit log'}"
     made = [
         results.figure(f"{name}, requests", sum(load.sent.values()), "", "higher"),
         results.figure(f"{name}, faults", sum(map(len, faults.recovery.values())), "", "higher"),
@@ -187,21 +190,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=100, help="requests a second, in all")
     parser.add_argument("--clients", type=int, default=24)
+    parser.add_argument("--audit", action=argparse.BooleanOptionalAction, default=True, help="keep an audit log")
     parser.add_argument("--write", action="store_true", help="write the figures to benchmarks/results/gateway.json")
     options = parser.parse_args()
     own_disk()
     disk = Path(os.environ[MOUNTED]) if MOUNTED in os.environ else None
     print(f"full disk: {'a file system of its own' if disk else 'a limit of the size of files (RLIMIT_FSIZE)'}", flush=True)
     lab = Lab(disk or Path(tempfile.mkdtemp(prefix="scenarium-faults-")))
-    gateway = start(lab)
+    gateway = start(lab, options.audit)
     try:
         gateway.ready(*WORKERS)
         load, faults, watch = asyncio.run(measure(lab, gateway, disk, options))
         gateway.stop()
         time.sleep(2)
         left = [pid for pid in lab.alive(watch.pids) if b"scenarium" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        lines, _ = verify([lab.folder / "audit.jsonl"])
-        print(f"audit log: {lines} lines, whole")
+        if options.audit:
+            lines, _ = verify([lab.folder / "audit.jsonl"])
+            print(f"audit log: {lines} lines, whole")
         made = report(load, faults, watch, options.minutes * 60, len(left))
     finally:
         gateway.popen.kill()
