@@ -99,12 +99,13 @@ def wired(tmp_path):
     config = GatewayConfig(keys=None)
     gateway = SimpleNamespace(audit=None, access_log=None, tracing=None, config=config, services={"unit": queue})
     gateway.admission = Admission(config, SimpleNamespace())
+    served = SimpleNamespace(state=SimpleNamespace(gateway=gateway), v2=SimpleNamespace(inference=Inference()))
 
     def connect():
         transport = Transport()
         options = uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
         options.load()
-        connection = Bounds(gateway, Inference()).connection(config=options, server_state=ServerState(), app_state={}, _loop=loop)
+        connection = Bounds(served).connection(config=options, server_state=ServerState(), app_state={}, _loop=loop)
         connection.connection_made(transport)
         return connection, transport
 
@@ -169,7 +170,7 @@ def test_what_goes_the_asgi_way(wired, pieces):
     assert transport.written.endswith(b"asgi")
 
 
-@pytest.mark.parametrize("watches", ["audit", "access_log", "tracing"])
+@pytest.mark.parametrize("watches", ["audit", "access_log"])
 def test_nothing_is_taken_past_what_watches(wired, watches):
     setattr(wired.gateway, watches, object())
     connection, transport = wired.connect()

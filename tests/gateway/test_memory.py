@@ -122,6 +122,13 @@ def test_eight_models_in_a_budget_for_three(lab, start):
     assert metric(gateway, "scenarium_memory_used_bytes") <= 1.1 * budget
 
 
+def test_who_asks_while_the_gateway_starts_is_loaded_for(lab, start):
+    gateway = start(4, 1, "gateway.residence_s=0.1")  # it has just begun to listen; at the start itself nobody is evicted
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda number: gateway.ask(f"m{number}", f"{number}"), range(4)))
+    assert [answer.status_code for answer in answers] == [200] * 4
+
+
 def test_evictions_under_constant_load_lose_nothing(lab, start):
     gateway = start(3, 1, "gateway.residence_s=0.05")
     lab.until(lambda: len(resident(gateway)) == 1)

@@ -20,8 +20,7 @@ from scenarium.gateway.sockets import PATH, Socket
 
 if TYPE_CHECKING:
     from scenarium.core.config import GatewayConfig
-    from scenarium.gateway.app import Gateway
-    from scenarium.gateway.kserve.inference import Inference
+    from scenarium.gateway.app import App
 
 SLOWEST = 16 * 1024
 """Bytes of a body that give its client another second."""
@@ -33,11 +32,10 @@ LINGER_S, LINGER_BYTES = 2.0, 32 * 1024 * 1024
 class Bounds:
     """What a client may cost, and how many went beyond it."""
 
-    def __init__(self, gateway: Gateway, inference: Inference) -> None:
-        self.gateway = gateway
-        self.inference = inference
-        self.config: GatewayConfig = gateway.config
-        self.rejected = gateway.admission.rejected
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.config: GatewayConfig = app.state.gateway.config
+        self.rejected: dict[str, int] = app.state.gateway.admission.rejected
         self.open: set[Connection | Socket] = set()
 
     def connection(self, **options: Any) -> Connection:
@@ -166,7 +164,7 @@ class Connection(HttpToolsProtocol):
             return
         self.since, self.size = time.monotonic(), 0
         if self.cycle is None or self.cycle.response_complete:
-            taken = direct.take(self.bounds.gateway, self.bounds.inference, self)
+            taken = direct.take(self.bounds.app, self)
             if taken:
                 self.cycle = cast(Any, taken)
                 return

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from scenarium.core.errors import ScenariumError
 from scenarium.gateway import logs
@@ -23,10 +23,13 @@ from scenarium.gateway.predict import Answer, Call, Disconnected, problem, reply
 from scenarium.gateway.requests import Outcome, Request
 
 if TYPE_CHECKING:
-    from scenarium.gateway.app import Gateway
+    from starlette.types import Scope
+
+    from scenarium.gateway.app import App, Gateway
     from scenarium.gateway.connections import Connection
     from scenarium.gateway.kserve.inference import Begun, Inference
     from scenarium.gateway.services import Service
+    from scenarium.gateway.tracing import Tracing
 
 _PREDICT = re.compile(rb"/scenarios/([\w.-]+)/predict")
 _INFER = re.compile(rb"/v2/models/([\w.-]+)(?:/versions/([\w.-]+))?/infer")
@@ -34,13 +37,14 @@ LARGEST = UNREAD
 """Bytes of a body at most: it is kept here until it is whole, and who calls is asked only then."""
 
 
-def take(gateway: Gateway, inference: Inference, connection: Connection) -> Direct | None:
+def take(app: App, connection: Connection) -> Direct | None:
     """The request whose headers are complete, where its connection can answer it.
 
-    Not where something watches requests as ASGI applications (access log, traces), where the audit log holds them, where counts lie in a
-    Redis, or where answers are kept: those wait for other things than a worker.
+    Not where something watches requests as ASGI applications (access log, a span that is sampled), where the audit log holds them, where counts
+    lie in a Redis, or where answers are kept: those wait for other things than a worker.
     """
-    if gateway.audit or gateway.access_log or gateway.tracing or gateway.admission.shared or connection.flow.write_paused:
+    gateway: Gateway = app.state.gateway
+    if gateway.audit or gateway.access_log or gateway.admission.shared or connection.flow.write_paused:
         return None
     parser = connection.parser
     found = _PREDICT.fullmatch(connection.url) or _INFER.fullmatch(connection.url)
@@ -51,17 +55,34 @@ def take(gateway: Gateway, inference: Inference, connection: Connection) -> Dire
     name, infers = found[1].decode(), found.re is _INFER
     service = gateway.services.get(models.scenario_of(gateway, name) if infers else name)
     call = Call(connection.headers)
-    if service is None or not 0 < call.length <= LARGEST:
+    if service is None or not 0 < call.length <= LARGEST or (service.config.cache_size and not infers):
         return None
-    if not infers:
-        return None if service.config.cache_size else _Predict(connection, gateway, service, call)
     length = b""
-    for header, value in connection.headers:
-        if header == b"inference-header-content-length":
-            length = value
-        elif header in (b"accept-encoding", b"content-encoding") and value != b"identity":
+    if infers:
+        for header, value in connection.headers:
+            if header == b"inference-header-content-length":
+                length = value
+            elif header in (b"accept-encoding", b"content-encoding") and value != b"identity":
+                return None
+    if gateway.tracing:
+        trace = _unsampled(gateway.tracing, app, connection)
+        if trace is None:
             return None
-    return _Infer(connection, gateway, service, call, inference, name, (found[2] or b"").decode(), length)
+        call.trace = trace
+    if not infers:
+        return _Predict(connection, gateway, service, call)
+    return _Infer(connection, gateway, service, call, app.v2.inference, name, (found[2] or b"").decode(), length)
+
+
+def _unsampled(tracing: Tracing, app: App, connection: Connection) -> str | None:
+    """Begin the request's span: the trace context of one that is not sampled, else None, and the app finds it in its scope."""
+    scope = cast("Scope", connection.scope)
+    scope["method"], scope["path"] = "POST", connection.url.decode()
+    span = tracing.begin(scope, app)
+    if span.is_recording():
+        scope["span"] = span
+        return None
+    return Call(scope["headers"]).trace
 
 
 class Direct:

@@ -155,9 +155,11 @@ class Memory:
                 service.note_fault(fault, "version_refused")
                 service.state, service.fault = "failed", fault
                 service.batcher.stop()
-            else:
+            elif wake or not service.batcher.live:
                 service.state = "idle"
                 service.batcher.stop("memory")
+            else:  # at the start nobody is evicted; who asked meanwhile gets the load that a request of an idle scenario gets
+                self.wake(service)
             return False
         return True
 

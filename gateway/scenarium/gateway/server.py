@@ -72,7 +72,7 @@ def serve(
     _allow_files(config.max_connections)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.create_server((config.host, config.port), family=family, backlog=2048)
-    bounds = Bounds(gateway, app.v2.inference)
+    bounds = Bounds(app)
     server = _Server(_options(config, gateway.around(app), bounds))
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(_serve(server, gateway, listener, bounds, beside))

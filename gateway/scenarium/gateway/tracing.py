@@ -47,7 +47,7 @@ class Tracing:
             if scope["type"] != "http":
                 await served(scope, receive, send)
                 return
-            span = self._begin(scope, app)
+            span = scope.pop("span", None) or self.begin(scope, app)
             if not span.is_recording():
                 await served(scope, receive, send)
                 return
@@ -82,8 +82,8 @@ class Tracing:
         """Send what waits."""
         spans.close(self.provider)
 
-    def _begin(self, scope: Scope, app: App) -> Span:
-        """The request's span; its ``traceparent`` takes the place of the client's."""
+    def begin(self, scope: Scope, app: App) -> Span:
+        """The request's span; its ``traceparent`` takes the place of the client's. Whoever begins it before the app is called leaves it in the scope."""
         trace, state, agent, headers = "", "", "", []
         for pair in scope["headers"]:
             name, value = pair
