@@ -201,6 +201,7 @@ class Memory:
         evict = wake or kept or not fresh
         async with self._turn:
             until = time.monotonic() + (WAIT_S if fresh else BESIDE_S)
+            doubted = False
             while True:
                 if wake and not kept and not service.batcher.live:
                     raise ScenariumError(NOT_NOW, name=service.name)
@@ -209,6 +210,9 @@ class Memory:
                 if not missing:
                     return
                 never = self._never(need)
+                if never and not doubted:  # one reads process after process, and what a fork shared that ended meanwhile counts twice
+                    doubted = True
+                    continue
                 if victims := self._victims(service, missing) if evict and not never else []:
                     await self._evict(victims)
                 elif (never or time.monotonic() >= until) and service.current is not None:
