@@ -178,6 +178,26 @@ def test_nothing_is_taken_past_what_watches(wired, watches):
     assert transport.written.endswith(b"asgi")
 
 
+@pytest.mark.parametrize("sampled", [True, False])
+def test_only_a_span_that_is_not_sampled_is_no_asgi_call(wired, sampled):
+    own = "00-" + "1" * 32 + "-" + "2" * 16 + ("-01" if sampled else "-00")
+    span = SimpleNamespace(is_recording=lambda: sampled)
+
+    def begin(scope, app):
+        assert (scope["method"], scope["path"]) == ("POST", "/scenarios/unit/predict")
+        scope["headers"] = [*scope["headers"], (b"traceparent", own.encode())]
+        return span
+
+    wired.gateway.tracing = SimpleNamespace(begin=begin)
+    connection, transport = wired.connect()
+    wired.run(connection, request())
+    if sampled:
+        assert transport.written.endswith(b"asgi")
+        assert connection.scope["span"] is span  # the app goes on with it
+    else:
+        assert [asked.trace for asked in wired.queue.asked] == [own]
+
+
 def test_answers_keep_the_order_of_their_requests(wired):
     connection, transport = wired.connect()
     wired.run(connection, request("X-Request-Id: one") + request("X-Request-Id: two") + request(line="POST /other HTTP/1.1"))

@@ -1,7 +1,7 @@
 """A span for each request, by OpenTelemetry's conventions for HTTP servers, and one for its wait in the queue. Opt-in; see ``scenarium.core.spans``.
 
-It stands around the whole app where it is asked for, and nowhere else. What the app then reads as ``traceparent`` is the request's own span:
-so it reaches the worker, whose spans are its children, and the log.
+It stands around the whole app where it is asked for; a request that its connection would answer itself begins its span there (``direct``).
+What the app then reads as ``traceparent`` is the request's own span: so it reaches the worker, whose spans are its children, and the log.
 """
 
 from __future__ import annotations
